@@ -1,0 +1,472 @@
+"""Every caching decision, for both drivers: pure state, no I/O, no lock, no sleep, no clock, no AWS.
+
+A driver asks what to do (``read``, ``ask``), does it, and reports what came of it (``landed``, ``failed``):
+
+    Serve(secret)           return it
+    Refuse(error)           raise it, as a fresh object
+    Lead(flight)            start the flight, then wait for it and call ``settle``
+    Join(flight)            wait for the flight somebody else leads, then call ``settle``
+    Refresh(flight, secret) start the flight in the background, return the secret at once
+
+The sync driver holds one lock around each call; the async driver has no ``await`` between calls. ``now`` is
+always the driver's clock, in seconds. Reads that need no decision do not come here: see ``Entry.deadline``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
+
+from smcache.errors import FetchTimeout, InvalidArgument, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from smcache.config import CacheConfig
+    from smcache.errors import SecretCacheError
+    from smcache.metrics import Metrics
+    from smcache.secret import Secret
+
+AWSCURRENT = "AWSCURRENT"
+AWSPENDING = "AWSPENDING"
+
+MAX_BACKGROUND = 4  # refreshes in the background at a time
+BUSY_PAUSE = 0.1  # how long a due refresh is put off when that many are under way
+FIRST_BACKOFF = 1.0  # before the second refresh of a value whose first one failed; doubles
+MAX_BACKOFF = 60.0
+FIRST_RETRY = 0.1  # before the second request of one fetch; doubles
+MAX_RETRY = 5.0
+
+Waiter = TypeVar("Waiter")
+
+
+class Key(NamedTuple):
+    """What one cached value is filed under: what the caller asked for, word by word."""
+
+    secret_id: str
+    stage: str = AWSCURRENT
+    version_id: str | None = None
+
+
+def check_key(key: Key) -> Key:
+    """Return the key if AWS could accept it.
+
+    Limits: botocore's model of Secrets Manager (SecretId 1-2048, VersionId 32-64, VersionStage 1-256).
+
+    Raises:
+        InvalidArgument: What is wrong with the id, the stage or the version.
+    """
+    secret_id, stage, version_id = key
+    for name, value, least, most in (
+        ("secret id", secret_id, 1, 2048),
+        ("stage", stage, 1, 256),
+        ("version id", version_id, 32, 64),
+    ):
+        if value is None and name == "version id":
+            continue
+        if not isinstance(value, str):
+            raise InvalidArgument(f"the {name} is a str, not {type(value).__name__}")
+        if value != value.strip():
+            raise InvalidArgument(f"white space around the {name} {value!r}", hint="strip it")
+        if not least <= len(value) <= most:
+            raise InvalidArgument(f"the {name} has {len(value)} characters, not {least} to {most}")
+    return key
+
+
+class Entry:
+    """One cached value and its times.
+
+    Until ``deadline`` a read takes ``secret``, calls ``count`` and needs no decision. A reader takes no lock,
+    so whoever changes an entry sets ``secret`` and ``count`` first and ``deadline`` last.
+    """
+
+    __slots__ = (
+        "asked_at",
+        "count",
+        "deadline",
+        "failures",
+        "fresh_until",
+        "key",
+        "retry_at",
+        "secret",
+        "stale_until",
+    )
+
+    def __init__(self, key: Key, secret: Secret, count: Callable[[], int]) -> None:
+        self.key = key
+        self.secret = secret
+        self.count = count
+        self.deadline = -math.inf
+        self.asked_at = -math.inf  # when the request left that brought the value or last confirmed it
+        self.fresh_until = -math.inf
+        self.stale_until = -math.inf
+        self.retry_at = -math.inf  # the next refresh is not started before
+        self.failures = 0  # refreshes failed in a row because AWS was unavailable
+
+    @property
+    def arn(self) -> str:
+        """What the entries of one secret have in common, whichever of its names they are filed under."""
+        return self.secret.arn or self.key.secret_id
+
+
+class Flight(Generic[Waiter]):
+    """One fetch under way, which any number of readers wait for. It is told apart by identity, not by key."""
+
+    __slots__ = ("background", "done", "error", "key", "known", "overdue_at", "secret", "started", "trouble")
+
+    def __init__(self, key: Key, started: float, overdue_at: float, done: Waiter) -> None:
+        self.key = key
+        self.started = started
+        self.overdue_at = overdue_at
+        self.done = done  # the driver's own: an event it sets after landed() or failed()
+        self.background = False
+        self.known: Secret | None = None  # what the cache holds: check_version_first compares with it
+        self.secret: Secret | None = None
+        self.error: SecretCacheError | None = None
+        self.trouble: SecretCacheError | None = None  # why the request was repeated
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    secret: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    error: SecretCacheError
+
+
+@dataclass(frozen=True, slots=True)
+class Lead(Generic[Waiter]):
+    flight: Flight[Waiter]
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Generic[Waiter]):
+    flight: Flight[Waiter]
+
+
+@dataclass(frozen=True, slots=True)
+class Refresh(Generic[Waiter]):
+    flight: Flight[Waiter]
+    secret: Secret
+
+
+Step: TypeAlias = Serve | Refuse | Lead[Waiter] | Join[Waiter] | Refresh[Waiter]
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """AWSCURRENT was found on another version: listeners are to be called, outside every lock."""
+
+    key: Key
+    old: Secret
+    new: Secret
+
+
+class Core(Generic[Waiter]):
+    """The table of values, the flights under way, the remembered errors."""
+
+    def __init__(
+        self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float], waiter: Callable[[], Waiter]
+    ) -> None:
+        from cachetools import LRUCache  # noqa: PLC0415 - `import smcache` stays free of it
+
+        self.config = config
+        self.metrics = metrics
+        self._jitter = jitter
+        self._waiter = waiter
+        #: What the hit path reads: the table's entries by secret id, or by key for another stage or version.
+        self.hot: dict[str | Key, Entry] = {}
+        # Recency is as coarse as one TTL: a hit does not touch the table, but every refresh does.
+        self._table: LRUCache[Key, Entry] = LRUCache(config.max_size)
+        self._refusals: LRUCache[Key, tuple[SecretCacheError, float]] = LRUCache(config.max_size)
+        self._flights: dict[Key, Flight[Waiter]] = {}
+        self._entries_by_arn: dict[str, list[Entry]] = {}
+        self._in_background = 0
+
+    # --- what to do ---------------------------------------------------------------------------------------
+
+    def read(self, key: Key, now: float) -> Step[Waiter]:
+        """Decide how one read is answered; count it."""
+        flight = self._under_way(key, now)
+        entry = self._table.get(key)
+        if entry is not None and now >= entry.stale_until:
+            self._drop(entry)
+            entry = None
+        if entry is None or (now >= entry.fresh_until and entry.failures == 0):
+            return self._read_from_aws(key, flight, now)
+        if now < entry.deadline:  # another reader has decided meanwhile
+            return self._served(entry)
+        return self._read_ahead(key, entry, flight, now)
+
+    def _read_from_aws(
+        self, key: Key, flight: Flight[Waiter] | None, now: float
+    ) -> Refuse | Lead[Waiter] | Join[Waiter]:
+        refusal = self._refusals.get(key)
+        if refusal is not None and now < refusal[1]:
+            return Refuse(refusal[0])
+        if flight is not None:
+            self.metrics.coalesced += 1
+            return Join(flight)
+        self.metrics.misses += 1
+        return Lead(self._depart(key, now))
+
+    def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh[Waiter]:
+        fresh = now < entry.fresh_until
+        entry.count = self.metrics.hits.bump if fresh else self.metrics.stale_served.bump
+        boundary = entry.fresh_until if fresh else entry.stale_until
+        if flight is not None:
+            entry.deadline = min(boundary, flight.overdue_at)
+        elif now < entry.retry_at:
+            entry.deadline = min(boundary, entry.retry_at)
+        elif self._in_background >= MAX_BACKGROUND:
+            entry.deadline = min(boundary, now + BUSY_PAUSE)
+        else:
+            flight = self._depart(key, now, background=True)
+            entry.deadline = min(boundary, flight.overdue_at)
+            return Refresh(flight, self._served(entry).secret)
+        return self._served(entry)
+
+    def ask(self, key: Key, now: float, since: float) -> Serve | Lead[Waiter] | Join[Waiter]:
+        """Decide how to learn what AWS says at ``since`` or later, whatever is cached or remembered."""
+        entry = self._table.get(key)
+        if entry is not None and entry.asked_at >= since:
+            return Serve(entry.secret)
+        flight = self._under_way(key, now)
+        # One that left too early is waited for all the same: those who come meanwhile then share the next.
+        return Lead(self._depart(key, now)) if flight is None else Join(flight)
+
+    def settle(self, flight: Flight[Waiter], now: float, until: float, since: float | None = None) -> Step[Waiter]:
+        """Decide what a reader gets who waited for the flight, but not beyond ``until``.
+
+        ``since`` is what it gave to ``ask``; None if it came by ``read``.
+        """
+        if flight.secret is None and flight.error is None and now >= flight.overdue_at:
+            self._expire(flight, now)
+        if since is None or flight.started >= since:
+            if flight.secret is not None:
+                return Serve(flight.secret)
+            if flight.error is not None:
+                return self._after_failure(flight, flight.error, now, since)
+        if now >= until:
+            return self._after_failure(flight, self._timeout(flight), now, since)
+        if flight.secret is None and flight.error is None and self._flights.get(flight.key) is flight:
+            return Join(flight)  # woken early
+        return self.read(flight.key, now) if since is None else self.ask(flight.key, now, since)
+
+    def _after_failure(
+        self, flight: Flight[Waiter], error: SecretCacheError, now: float, since: float | None
+    ) -> Serve | Refuse:
+        entry = self._table.get(flight.key)
+        if since is not None or entry is None:
+            return Refuse(error)
+        if now < entry.fresh_until:
+            return Serve(entry.secret)
+        if now >= entry.stale_until or not isinstance(error, Unavailable):
+            return Refuse(error)
+        self.metrics.stale_served.bump()
+        return Serve(entry.secret)
+
+    def batch(self, keys: Iterable[Key], now: float) -> tuple[list[Flight[Waiter]], list[Flight[Waiter]]]:
+        """Return the flights to start and those to wait for, so that all keys get a fresh value."""
+        lead, join = [], []
+        for key in keys:
+            entry = self._table.get(key)
+            if entry is not None and now < entry.fresh_until:
+                continue
+            flight = self._under_way(key, now)
+            if flight is not None:
+                self.metrics.coalesced += 1
+                join.append(flight)
+            else:
+                self.metrics.misses += 1
+                lead.append(self._depart(key, now))
+        return lead, join
+
+    def key_of(self, secret: Secret) -> Key:
+        """Return the key under which the secret's AWSCURRENT is cached, or would be."""
+        known = (entry.key for entry in self._entries_by_arn.get(secret.arn, ()))
+        default = Key(secret.arn or secret.name)
+        return next((key for key in known if key == Key(key.secret_id)), default)
+
+    # --- what came of it ----------------------------------------------------------------------------------
+
+    def landed(self, flight: Flight[Waiter], secret: Secret, now: float) -> Rotation | None:
+        """Take in what a flight brought; return the rotation it revealed."""
+        flight.secret = secret
+        if not self._forget(flight):
+            return None  # invalidated or given up meanwhile: those who wait get it, the table does not
+        key = flight.key
+        self._refusals.pop(key, None)
+        entry = self._table.get(key)
+        if entry is not None and entry.asked_at > flight.started:
+            flight.secret = entry.secret  # never step back
+            return None
+        siblings = self._siblings(key, secret, flight.started)
+        known = next((other.secret for other in ([entry] if entry else siblings)), None)
+        if known is not None and known.version_id == secret.version_id:
+            secret = flight.secret = known  # one object per version
+        self._store(entry or self._new_entry(key, secret), secret, flight.started, now)
+        if known is None or known is secret or key.stage != AWSCURRENT or key.version_id is not None:
+            return None
+        for sibling in siblings:
+            self._store(sibling, secret, flight.started, now)
+        self.metrics.rotations_seen += 1
+        return Rotation(key, known, secret)
+
+    def _siblings(self, key: Key, secret: Secret, before: float) -> list[Entry]:
+        """Return the older entries of the same secret and stage under its other names."""
+        others = self._entries_by_arn.get(secret.arn or key.secret_id, ())
+        return [e for e in others if e.key != key and e.key[1:] == key[1:] and e.asked_at < before]
+
+    def _new_entry(self, key: Key, secret: Secret) -> Entry:
+        if len(self._table) >= self.config.max_size:
+            self._unlist(self._table.popitem()[1])
+        entry = Entry(key, secret, self.metrics.hits.bump)
+        self._table[key] = self.hot[_hot_key(key)] = entry
+        self._link(entry)
+        return entry
+
+    def _store(self, entry: Entry, secret: Secret, asked_at: float, now: float) -> None:
+        config = self.config
+        if entry.key.version_id is not None or math.isinf(config.ttl):
+            fresh_until = refresh_at = math.inf  # a version is immutable
+        else:
+            ttl = config.ttl * (1 - config.jitter * self._jitter())
+            fresh_until, refresh_at = now + ttl, now + ttl * config.refresh_after
+        self._unlink(entry)  # a secret deleted and made again has another ARN
+        entry.secret = secret
+        self._link(entry)
+        entry.count = self.metrics.hits.bump
+        entry.asked_at = asked_at
+        entry.failures = 0
+        entry.retry_at = -math.inf
+        entry.fresh_until = fresh_until
+        entry.stale_until = fresh_until + config.max_stale
+        entry.deadline = refresh_at
+
+    def failed(self, flight: Flight[Waiter], error: SecretCacheError, now: float) -> None:
+        """Take in that a flight failed: an old value survives if AWS was unavailable, not if it said no."""
+        error.__traceback__ = None  # its frames would live as long as it is remembered
+        flight.error = error
+        if not self._forget(flight):
+            return
+        key = flight.key
+        entry = self._table.get(key)
+        if entry is None:
+            self._refusals[key] = (error, now + self.config.negative_ttl)
+        elif entry.asked_at > flight.started:
+            return  # a newer answer is in place
+        elif isinstance(error, Unavailable):
+            entry.failures += 1
+            entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
+            entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
+        elif now < entry.fresh_until:
+            entry.stale_until = entry.retry_at = entry.fresh_until
+            entry.deadline = entry.fresh_until
+        else:
+            self._drop(entry)
+            self._refusals[key] = (error, now + self.config.negative_ttl)
+
+    def gave_up(self, flight: Flight[Waiter]) -> None:
+        """Take in that a flight ended without an answer: those who wait decide afresh."""
+        self._forget(flight)
+
+    def retrying(self, flight: Flight[Waiter], error: SecretCacheError, pause: float) -> None:
+        """Take in that a flight repeats its request after a pause."""
+        flight.trouble = error
+        self.metrics.retries += 1
+        self.metrics.backoff_seconds += pause
+
+    def backoff(self, failures: int, first: float, most: float) -> float:
+        """Return a pause after so many failures: doubling, capped, with full jitter."""
+        return self._jitter() * min(most, first * 2.0 ** min(failures - 1, 30))
+
+    def invalidate(self, secret_id: str | None = None) -> None:
+        """Forget one secret, named by any of its names, or all; flights under way no longer count."""
+        entries = list(self.hot.values())
+        if secret_id is not None:
+            arns = {e.arn for e in entries if secret_id in (e.key.secret_id, e.secret.name, e.secret.arn)}
+            entries = [e for e in entries if e.arn in arns]
+        doomed = {entry.key for entry in entries}
+        for flight in list(self._flights.values()):
+            # A first load has no ARN yet: whatever it goes by, it may be this very secret.
+            if flight.key in doomed or flight.key not in self._table:
+                self._forget(flight)
+        for entry in entries:
+            self._drop(entry)
+        for key in [key for key in self._refusals if secret_id in (None, key.secret_id)]:
+            del self._refusals[key]
+
+    def expect_change(self, key: Key, by: float) -> None:
+        """Have the value refreshed at ``by`` at the latest: it is known to change soon."""
+        entry = self._table.get(key)
+        if entry is not None:
+            entry.deadline = min(entry.deadline, by)
+
+    def peek(self, key: Key) -> Secret | None:
+        """Return what is cached, fresh or not."""
+        entry = self._table.get(key)
+        return None if entry is None else entry.secret
+
+    # --- the table and the flights ------------------------------------------------------------------------
+
+    def _served(self, entry: Entry) -> Serve:
+        entry.count()
+        return Serve(entry.secret)
+
+    def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:
+        flight = Flight(key, now, now + self.config.fetch_timeout, self._waiter())
+        flight.background = background
+        flight.known = self.peek(key)
+        self._in_background += background
+        self._flights[key] = flight
+        return flight
+
+    def _under_way(self, key: Key, now: float) -> Flight[Waiter] | None:
+        flight = self._flights.get(key)
+        if flight is not None and now >= flight.overdue_at:
+            self._expire(flight, now)
+            return None
+        return flight
+
+    def _expire(self, flight: Flight[Waiter], now: float) -> None:
+        self.failed(flight, self._timeout(flight), now)
+
+    def _timeout(self, flight: Flight[Waiter]) -> FetchTimeout:
+        limit = self.config.fetch_timeout
+        error = FetchTimeout(f"no answer from AWS within {limit:g} s", secret_id=flight.key.secret_id)
+        error.__cause__ = flight.trouble
+        return error
+
+    def _forget(self, flight: Flight[Waiter]) -> bool:
+        """Take the flight off the list; return whether it was still on it."""
+        if self._flights.get(flight.key) is not flight:
+            return False
+        del self._flights[flight.key]
+        self._in_background -= flight.background
+        return True
+
+    def _drop(self, entry: Entry) -> None:
+        del self._table[entry.key]
+        self._unlist(entry)
+
+    def _unlist(self, entry: Entry) -> None:
+        del self.hot[_hot_key(entry.key)]
+        self._unlink(entry)
+
+    def _link(self, entry: Entry) -> None:
+        self._entries_by_arn.setdefault(entry.arn, []).append(entry)
+
+    def _unlink(self, entry: Entry) -> None:
+        linked = self._entries_by_arn[entry.arn]
+        linked.remove(entry)
+        if not linked:
+            del self._entries_by_arn[entry.arn]
+
+
+def _hot_key(key: Key) -> str | Key:
+    """Return what the hit path looks a key up by: just the id where nothing else was asked for."""
+    return key.secret_id if key == Key(key.secret_id) else key

@@ -1,0 +1,314 @@
+"""Every decision after a rejected credential, for both drivers: pure state, like ``_core``.
+
+A decorated call holds one ``Call``. Its driver asks ``begin`` and then ``step`` what to do, does it, and
+reports it (``accepted``, ``rejected``, ``answered``, ``unanswered``):
+
+    Try(secret)         log in with it
+    Ask(stage, since)   learn what AWS has under the label, by a request sent at ``since`` or later
+    Wait(seconds)       sleep, then ask ``step`` again
+    GiveUp()            raise the driver's own error
+
+What is learnt about a rejected version (an ``Inquiry``) belongs to the secret, not to the call, so that
+any number of calls that fail with it cause one set of requests, and wait by one schedule.
+
+The facts behind it: between setSecret and finishSecret of a single-user rotation the server accepts only the
+version labelled AWSPENDING, while AWSCURRENT is still the old password.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from smcache._core import AWSCURRENT, AWSPENDING
+from smcache.errors import AccessDenied, DecryptionFailed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smcache.auth import Verdict
+    from smcache.config import CacheConfig
+    from smcache.errors import SecretCacheError
+    from smcache.metrics import Metrics
+    from smcache.secret import Secret
+
+#: The oldest AWSPENDING that can belong to a rotation under way: a rotation function is a Lambda function,
+#: which runs for at most 15 minutes. An older one was left behind by a rotation that failed.
+PENDING_RECENT = 900.0
+FIRST_POLL = 0.5  # before AWSCURRENT is looked at again; doubles
+MAX_POLL = 8.0
+MAX_INQUIRIES = 8  # rejected versions remembered per secret
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    secret: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    stage: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    pass
+
+
+Step: TypeAlias = Try | Ask | Wait | GiveUp
+
+
+@dataclass(slots=True)
+class Call:
+    """One decorated call: what it started from, and the versions it has tried."""
+
+    first: Secret
+    tried: set[str] = field(default_factory=set)
+    tried_at: float = 0.0  # when the attempt under way began
+    inquiry: Inquiry | None = None
+
+
+class Inquiry:
+    """What is known about one rejected version, shared by all calls that fail with it."""
+
+    __slots__ = (
+        "account_only",
+        "cooldown",
+        "current_asked",
+        "due",
+        "over_at",
+        "pending",
+        "pending_state",
+        "polls",
+        "since",
+        "version_id",
+        "window_ends",
+    )
+
+    def __init__(self, version_id: str, now: float, cooldown: float) -> None:
+        self.version_id = version_id
+        self.cooldown = cooldown
+        self.reopen(now)
+
+    def reopen(self, now: float) -> None:
+        self.since = now  # an answer that left earlier does not count
+        self.account_only = True  # locked, expired or disabled: tried with another version, never waited for
+        self.current_asked = False
+        self.pending: Secret | None = None
+        self.pending_state: Literal["unasked", "offered", "absent", "refused", "unreadable"] = "unasked"
+        self.polls = 0
+        self.due = now  # of the next poll
+        self.window_ends = now
+        self.over_at: float | None = None  # concluded: no requests before
+
+    def is_open(self) -> bool:
+        return self.over_at is None
+
+    def cools(self, now: float) -> bool:
+        return self.over_at is not None and now < self.over_at
+
+    def offered(self, version_id: str) -> bool:
+        """Tell whether the version is the AWSPENDING that this inquiry has come up with."""
+        return self.pending is not None and self.pending.version_id == version_id
+
+
+class Case:
+    """What is known about the rejected versions of one secret."""
+
+    __slots__ = ("accepted", "accepted_over", "inquiries")
+
+    def __init__(self) -> None:
+        self.inquiries: dict[str, Inquiry] = {}
+        self.accepted: Secret | None = None  # an AWSPENDING version that the server takes,
+        self.accepted_over = ""  # for as long as this version is AWSCURRENT
+
+
+class Recovery:
+    """The cases of one cache. ``now`` is the driver's clock; ``current`` is what its cache holds."""
+
+    def __init__(self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float]) -> None:
+        from cachetools import LRUCache  # noqa: PLC0415 - `import smcache` stays free of it
+
+        self._config = config
+        self._metrics = metrics
+        self._jitter = jitter
+        self._cases: LRUCache[str, Case] = LRUCache(config.max_size)
+
+    # --- what to do ---------------------------------------------------------------------------------------
+
+    def begin(self, current: Secret, now: float) -> tuple[Call, Step]:
+        """Decide what a new call does first: usually, try what the cache holds."""
+        call = Call(current)
+        case = self._cases.get(_case_key(current))
+        if case is None:
+            return call, _try(call, current, now)
+        if case.accepted is not None and case.accepted_over != current.version_id:
+            case.accepted = None  # AWSCURRENT has moved
+        if case.accepted is not None:
+            return call, _try(call, case.accepted, now)
+        inquiry = case.inquiries.get(current.version_id)
+        if inquiry is None or not inquiry.is_open():
+            return call, _try(call, current, now)
+        call.inquiry = inquiry  # known to be rejected, and others are finding out why: no login is wasted
+        return call, self.step(call, current, now)
+
+    def step(self, call: Call, current: Secret | None, now: float) -> Step:
+        """Decide what a call does that has failed, or has learnt something since."""
+        inquiry = _inquiry_of(call)
+        other = self._another(call, inquiry, current, now)
+        if other is not None:
+            return _try(call, other, now)
+        if inquiry.cools(now):
+            return self._give_up(call, now)
+        if not inquiry.current_asked:
+            return Ask(AWSCURRENT, inquiry.since)
+        if inquiry.pending_state == "unasked":
+            return Ask(AWSPENDING, inquiry.since)
+        if inquiry.pending_state == "absent" or inquiry.account_only or now >= inquiry.window_ends:
+            self._conclude(inquiry, now, doubling=True)
+            return self._give_up(call, now)
+        if now >= inquiry.due:
+            return Ask(AWSCURRENT, inquiry.due)
+        return Wait(min(inquiry.due, inquiry.window_ends) - now)
+
+    def _another(self, call: Call, inquiry: Inquiry, current: Secret | None, now: float) -> Secret | None:
+        """Return a version worth a login that this call has not tried."""
+        case = self._cases.get(_case_key(call.first)) or Case()
+        pending = inquiry.pending if inquiry.pending_state == "offered" else None
+        for secret in (current, case.accepted, pending):
+            if secret is None or secret.version_id in call.tried:
+                continue
+            known = case.inquiries.get(secret.version_id)
+            if known is None:
+                return secret
+            # Rejected before, and AWS has just named it again: its rotation was taken back.
+            if secret is current and inquiry.current_asked and known is not inquiry and not known.cools(now):
+                return secret
+        return None
+
+    def _give_up(self, call: Call, now: float) -> Step:
+        if not call.tried:  # it was spared the login so far, but only the server's own error will do
+            return _try(call, call.first, now)
+        self._metrics.auth_unrecovered += 1
+        return GiveUp()
+
+    # --- what came of it ----------------------------------------------------------------------------------
+
+    def accepted(self, call: Call, secret: Secret, current: Secret | None, now: float) -> bool:
+        """Take in that the server took a version; return whether it now serves in AWSCURRENT's place."""
+        self._metrics.auth_recoveries += bool(call.tried)
+        key = _case_key(call.first)
+        case = self._cases.get(key)
+        if case is None:
+            return False
+        doubt = case.inquiries.get(secret.version_id)
+        if doubt is not None and doubt.since >= call.tried_at:
+            return False  # a login begun before the rejection does not disprove it
+        if current is None or secret.version_id == current.version_id:
+            del self._cases[key]
+            return False
+        for version_id in call.tried & case.inquiries.keys():
+            self._conclude(case.inquiries[version_id], now, doubling=False)
+        if case.accepted is secret:
+            return False
+        case.inquiries.pop(secret.version_id, None)
+        case.accepted, case.accepted_over = secret, current.version_id
+        return True
+
+    def rejected(self, call: Call, secret: Secret, verdict: Verdict, now: float) -> None:
+        """Take in that the server refused a version."""
+        self._metrics.auth_failures += 1
+        call.tried.add(secret.version_id)
+        key = _case_key(call.first)
+        case = self._cases.get(key)
+        if case is None:
+            case = self._cases[key] = Case()
+        if case.accepted is secret:
+            case.accepted = None
+        if call.inquiry is not None and call.inquiry.offered(secret.version_id):
+            self._pending_is(call.inquiry, "refused", now)
+            return
+        inquiry = case.inquiries.get(secret.version_id)
+        if inquiry is None:
+            if len(case.inquiries) >= MAX_INQUIRIES:
+                del case.inquiries[next(iter(case.inquiries))]
+            inquiry = Inquiry(secret.version_id, now, self._config.auth_cooldown)
+            case.inquiries[secret.version_id] = inquiry
+        elif not inquiry.is_open() and not inquiry.cools(now):
+            inquiry.reopen(now)
+        inquiry.account_only = inquiry.account_only and verdict == "account"
+        call.inquiry = inquiry
+
+    def answered(self, call: Call, ask: Ask, secret: Secret, now: float, wall: float) -> None:
+        """Take in what AWS has under the label; ``wall`` is the time of day, in seconds since 1970."""
+        inquiry = _inquiry_of(call)
+        if ask.stage == AWSCURRENT:
+            self._current_asked(inquiry, ask, now)
+        elif inquiry.pending_state == "unasked":
+            made = secret.created_at
+            recent = made is None or wall - made.timestamp() <= PENDING_RECENT
+            if recent and secret.version_id != inquiry.version_id:
+                inquiry.pending = secret
+                self._pending_is(inquiry, "offered", now)
+            else:
+                self._pending_is(inquiry, "absent", now)
+
+    def unanswered(self, call: Call, ask: Ask, error: SecretCacheError, now: float) -> None:
+        """Take in that AWS did not say."""
+        inquiry = _inquiry_of(call)
+        if ask.stage == AWSPENDING:
+            if inquiry.pending_state == "unasked":
+                hidden = isinstance(error, (AccessDenied, DecryptionFailed, Unavailable))
+                self._pending_is(inquiry, "unreadable" if hidden else "absent", now)
+        elif inquiry.current_asked:
+            self._current_asked(inquiry, ask, now)
+        else:
+            self._conclude(inquiry, now, doubling=not isinstance(error, Unavailable))
+
+    def _current_asked(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
+        if inquiry.current_asked and ask.since == inquiry.due:
+            inquiry.polls += 1
+            inquiry.due = now + self._poll_pause(inquiry)
+        inquiry.current_asked = True
+
+    def _pending_is(
+        self, inquiry: Inquiry, state: Literal["offered", "absent", "refused", "unreadable"], now: float
+    ) -> None:
+        if state in ("refused", "unreadable") and inquiry.pending_state != state:
+            self._open_window(inquiry, now)
+        inquiry.pending_state = state
+
+    def _open_window(self, inquiry: Inquiry, now: float) -> None:
+        inquiry.window_ends = inquiry.since + self._config.rotation_window
+        inquiry.due = now + self._poll_pause(inquiry)
+
+    def _poll_pause(self, inquiry: Inquiry) -> float:
+        pause = min(MAX_POLL, FIRST_POLL * 2.0 ** min(inquiry.polls, 30))
+        return pause * (1 - 0.5 * self._jitter())
+
+    def _conclude(self, inquiry: Inquiry, now: float, *, doubling: bool) -> None:
+        if not inquiry.is_open():
+            return
+        inquiry.over_at = now + inquiry.cooldown
+        if doubling:
+            inquiry.cooldown = min(self._config.max_auth_cooldown, inquiry.cooldown * 2)
+
+
+def _try(call: Call, secret: Secret, now: float) -> Try:
+    call.tried_at = now
+    return Try(secret)
+
+
+def _inquiry_of(call: Call) -> Inquiry:
+    assert call.inquiry is not None  # noqa: S101 - begin() or rejected() has set it before step() asks
+    return call.inquiry
+
+
+def _case_key(secret: Secret) -> str:
+    return secret.arn or secret.name

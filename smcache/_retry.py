@@ -1,0 +1,55 @@
+"""The retries of one fetch, as tenacity is told them; the same for both drivers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from smcache._core import FIRST_RETRY, MAX_RETRY
+from smcache.errors import SecretCacheError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+
+    from smcache._core import Core, Flight
+
+
+def retry_policy(
+    core: Core[Any],
+    flight: Flight[Any],
+    clock: Callable[[], float],
+    note: Callable[[SecretCacheError, float], None],
+) -> dict[str, Any]:
+    """Return the arguments of tenacity's ``Retrying`` or ``AsyncRetrying`` for a flight, less ``sleep``.
+
+    A request is repeated while AWS is unavailable and the flight's deadline leaves room for the pause.
+    ``note(error, pause)`` is called before each pause.
+    """
+
+    def is_worth_it(state: RetryCallState) -> bool:
+        error = _error_of(state)
+        return isinstance(error, Unavailable) and error.retryable
+
+    def leaves_no_time(state: RetryCallState) -> bool:
+        return clock() + state.upcoming_sleep >= flight.overdue_at
+
+    def pause(state: RetryCallState) -> float:
+        return core.backoff(state.attempt_number, FIRST_RETRY, MAX_RETRY)
+
+    def before_sleep(state: RetryCallState) -> None:
+        error = _error_of(state)
+        if isinstance(error, SecretCacheError):
+            note(error, state.upcoming_sleep)
+
+    return {
+        "retry": is_worth_it,
+        "stop": leaves_no_time,
+        "wait": pause,
+        "before_sleep": before_sleep,
+        "reraise": True,
+    }
+
+
+def _error_of(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None and state.outcome.failed else None

@@ -1,0 +1,560 @@
+"""SecretCache: the threads driver.
+
+Decisions come from ``_core`` and ``_recovery``; this module performs them with threads. One lock is held around
+each of their calls and never while anybody waits. A fetch runs in a thread of its own, so that every reader,
+the one who caused it included, waits no longer than its deadline, whatever the server does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from smcache import auth
+from smcache._core import AWSCURRENT, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._factory import Placement, Started, refuse_async
+from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
+from smcache.config import CacheConfig
+from smcache.errors import (
+    CacheClosed,
+    FetchTimeout,
+    InvalidArgument,
+    MalformedResponse,
+    NoOtherVersion,
+    SecretCacheError,
+    SourceFailed,
+)
+from smcache.metrics import Metrics
+from smcache.secret import Secret
+from smcache.sources import BatchSource, Source, VersionSource
+from smcache.sources.boto import BotoSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Sequence
+
+    from typing_extensions import Self
+
+    from smcache._core import Flight, Rotation, Step
+    from smcache._factory import Decorator
+    from smcache._recovery import Ask
+    from smcache.auth import Verdict
+    from smcache.secret import SecretFields
+    from smcache.sources import Answer
+
+__all__ = ["SecretCache"]
+
+BATCH_SIZE = 20  # secrets in one BatchGetSecretValue; source: botocore's model, SecretIdList
+
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+logger = logging.getLogger("smcache")
+
+
+class SecretCache:
+    """A cache of Secrets Manager values for threads. Make one for the life of the process; share it freely.
+
+    Args:
+        client: A boto3 or botocore ``secretsmanager`` client. Without it, one is made on first use from the usual
+            settings (environment, profile, region, ``AWS_ENDPOINT_URL``).
+        source: Where values come from instead of a client; see ``smcache.sources.Source``.
+        config: Times and sizes; see ``CacheConfig``.
+        clock: Returns seconds, never going back.
+        sleep: Waits for so many seconds: between the requests of a fetch, and for a rotation to finish.
+        jitter: Returns a number from 0 up to 1, at random.
+
+    Raises:
+        InvalidArgument: The client has no ``get_secret_value``, the source no ``fetch``, both were given, or
+            the source cannot do what the configuration asks for.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        source: Source | None = None,
+        config: CacheConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._config = config = _checked_config(config)
+        self._source = _checked_source(client, source, config)
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self.metrics = Metrics(self._lock)
+        self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event)
+        self._recovery = Recovery(config, self.metrics, jitter)
+        self._hot = self._core.hot
+        self._listeners: list[tuple[str, Callable[[Secret, Secret], object]]] = []
+        self._closed = False
+        # A thread left behind on Lambda is frozen with the process when the handler returns.
+        self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def get(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+        """Return a secret: from the cache at once, or from AWS.
+
+        Args:
+            secret_id: Its name or ARN.
+            stage: The staging label to read.
+            version_id: A version to read whatever its labels; together with another stage than AWSCURRENT, AWS
+                demands that they belong together.
+
+        Raises:
+            InvalidArgument: The id, stage or version is none that AWS could accept.
+            Denied: AWS does not give the value, and there is none in the cache.
+            Unavailable: AWS could not be asked, and there is no value in the cache, or only one too old.
+            CacheClosed: The cache has been closed.
+        """
+        try:
+            if version_id is None and stage == AWSCURRENT:
+                entry = self._hot[secret_id]
+            else:
+                entry = self._hot[Key(secret_id, stage, version_id)]
+        except (KeyError, TypeError):  # TypeError: an id that cannot be hashed, to be refused below
+            pass
+        else:
+            if self._clock() < entry.deadline:
+                entry.count()
+                return entry.secret
+        return self._read(check_key(Key(secret_id, stage, version_id)))
+
+    def get_string(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
+        """Return a secret's value as text: ``get(...).string``."""
+        return self.get(secret_id, stage=stage, version_id=version_id).string
+
+    def get_json(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
+        """Return a secret's JSON object, parsed once and read-only: ``get(...).json()``."""
+        return self.get(secret_id, stage=stage, version_id=version_id).json()
+
+    def get_binary(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
+        """Return a secret's value as bytes: ``get(...).binary``."""
+        return self.get(secret_id, stage=stage, version_id=version_id).binary
+
+    def refresh(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+        """Ask AWS now, whatever is cached, and return what it says.
+
+        Callers at the same time share one request. If it fails, what is cached stays.
+
+        Raises:
+            SecretCacheError: As ``get``, but whatever is cached.
+        """
+        return self._ask(check_key(Key(secret_id, stage, version_id)), self._clock())
+
+    def renew(self, rejected: Secret) -> Secret:
+        """Return a version other than the one a server has rejected, for those who log in by themselves.
+
+        What is in the cache comes first, then AWSCURRENT, then an AWSPENDING of a rotation under way. Waits up to
+        ``rotation_window`` if a rotation is in sight but its new version is not.
+
+        Raises:
+            NoOtherVersion: There is none; until ``auth_cooldown`` ends, AWS is not asked again.
+            CacheClosed: The cache has been closed.
+        """
+        if not isinstance(rejected, Secret):
+            raise InvalidArgument(f"renew() takes the rejected Secret, not {type(rejected).__name__}")
+        call = Call(rejected)
+        with self._lock:
+            self._refuse_closed()
+            key = self._core.key_of(rejected)
+            self._recovery.rejected(call, rejected, "rejected", self._clock())
+        while True:
+            with self._lock:
+                step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if isinstance(step, Try):
+                return step.secret
+            if isinstance(step, GiveUp):
+                raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
+            self._find_out(call, key, step)
+
+    def prefetch(self, secret_ids: Iterable[str]) -> dict[str, SecretCacheError]:
+        """Load the AWSCURRENT versions of many secrets, 20 a request, and return the errors by secret id.
+
+        Secrets that are fresh in the cache cost nothing. What could not be loaded here is asked for by itself
+        when it is read.
+
+        Raises:
+            InvalidArgument: An id is none that AWS could accept; nothing was asked.
+            CacheClosed: The cache has been closed.
+        """
+        if isinstance(secret_ids, str):
+            raise InvalidArgument("prefetch() takes a list of ids, not one", hint=f"prefetch([{secret_ids!r}])")
+        keys = [check_key(Key(secret_id)) for secret_id in dict.fromkeys(secret_ids)]
+        until = self._clock() + self._config.fetch_timeout
+        with self._lock:
+            self._refuse_closed()
+            lead, join = self._core.batch(keys, self._clock())
+        errors: dict[str, SecretCacheError] = {}
+        for start in range(0, len(lead), BATCH_SIZE):
+            self._launch(self._fly_batch, lead[start : start + BATCH_SIZE], errors)
+        for flight in lead + join:
+            if not flight.done.wait(max(0.0, until - self._clock())):
+                errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
+            elif flight.error is not None:
+                errors[flight.key.secret_id] = flight.error.fresh()
+        return errors
+
+    # --- keeping --------------------------------------------------------------------------------------------
+
+    def invalidate(self, secret_id: str | None = None) -> None:
+        """Forget one secret, whether cached under its name or its ARN, or all of them."""
+        if secret_id is not None:
+            check_key(Key(secret_id))
+        with self._lock:
+            self._core.invalidate(secret_id)
+
+    def on_rotation(self, secret_id: str, callback: Callable[[Secret, Secret], object]) -> Callable[[], None]:
+        """Have ``callback(old, new)`` called when AWSCURRENT is found on another version.
+
+        It is called in the thread that found out, outside every lock; what it raises is logged and goes no further.
+
+        Returns:
+            A function that takes the callback off again.
+        """
+        check_key(Key(secret_id))
+        if not callable(callback):
+            raise InvalidArgument(f"on_rotation() takes a function, not {type(callback).__name__}")
+        listener = (secret_id, callback)
+        with self._lock:
+            self._listeners.append(listener)
+
+        def cancel() -> None:
+            with self._lock:
+                self._listeners = [other for other in self._listeners if other is not listener]
+
+        return cancel
+
+    def close(self) -> None:
+        """Forget all values and close the client, if the cache made it. Closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._core.invalidate()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<SecretCache with {len(self._hot)} values{', closed' if self._closed else ''}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a SecretCache is not pickled: make one in each process")
+
+    # --- connecting -----------------------------------------------------------------------------------------
+
+    def retry_on_auth_error(
+        self,
+        secret_id: str,
+        *,
+        parameter: str = "secret",
+        is_auth_error: Callable[[Exception], Verdict | bool | None] = auth.verdict,
+        auth_result: Callable[[Any], bool] | None = None,
+        probe: Callable[[Any], object] | None = None,
+    ) -> Decorator:
+        """Decorate a connection factory: it gets the secret, and the next version when a server rejects one.
+
+        The secret goes to the parameter of that name; callers see the signature without it. A generator function
+        (for ``contextlib.contextmanager``, which stands above) is tried again until its first yield.
+
+        Args:
+            secret_id: The secret's name or ARN.
+            parameter: The name of the parameter that takes the secret.
+            is_auth_error: Tells whether an exception means that the credential was rejected; by default
+                ``smcache.is_auth_error`` for all drivers it knows. Extend it with
+                ``lambda error: smcache.is_auth_error(error) or ...``.
+            auth_result: Tells whether what the function *returned* means that, such as a response with status 401.
+            probe: Called with what the function returned, to log in where the function itself does not (an
+                engine, a lazy client); what it raises counts as raised by the function.
+
+        Raises:
+            InvalidArgument: When decorating: the function is asynchronous, or has no such parameter.
+
+        The decorated function raises what the function raises, untouched, and what ``get`` raises.
+        """
+        key = check_key(Key(secret_id))
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            refuse_async(function)
+            placement = Placement(function, parameter)
+
+            def connect(*args: Any, **kwargs: Any) -> Any:
+                def attempt(secret: Secret) -> Any:
+                    placed, named = placement.put(secret, args, kwargs)
+                    result = function(*placed, **named)
+                    if probe is not None:
+                        probe(result)
+                    return result
+
+                return self._recover(key, attempt, is_auth_error, auth_result)
+
+            def connect_and_yield(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+                def attempt(secret: Secret) -> Started:
+                    placed, named = placement.put(secret, args, kwargs)
+                    return Started(function(*placed, **named))
+
+                return (yield from self._recover(key, attempt, is_auth_error, None))
+
+            if not placement.is_generator:
+                return placement.present(connect)
+            if auth_result or probe:
+                raise InvalidArgument(
+                    f"{placement.name}() is a generator function: auth_result= and probe= look at what is returned",
+                    hint="log in before the yield, and raise there",
+                )
+            return placement.present(connect_and_yield)
+
+        return decorate
+
+    def _recover(
+        self,
+        key: Key,
+        attempt: Callable[[Secret], Result],
+        judge: Callable[[Exception], Verdict | bool | None],
+        auth_result: Callable[[Result], bool] | None,
+    ) -> Result:
+        """Perform what ``_recovery`` decides, until an attempt succeeds or its failure is final."""
+        failure: Exception | None = None
+        refused: list[Result] = []
+        current = self.get(key.secret_id)
+        with self._lock:
+            call, step = self._recovery.begin(current, self._clock())
+        try:
+            while not isinstance(step, GiveUp):
+                if isinstance(step, Try):
+                    verdict: Verdict | bool | None
+                    try:
+                        result = attempt(step.secret)
+                    except Exception as error:
+                        verdict = judge(error)
+                        if not verdict:
+                            raise
+                        failure = error
+                    else:
+                        if auth_result is None or not auth_result(result):
+                            self._accepted(call, key, step.secret)
+                            return result
+                        verdict, failure, refused = True, None, [result]
+                    with self._lock:
+                        kind: Verdict = "account" if verdict == "account" else "rejected"
+                        self._recovery.rejected(call, step.secret, kind, self._clock())
+                else:
+                    self._find_out(call, key, step)
+                with self._lock:
+                    step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if failure is not None:
+                raise failure
+            return refused[0]
+        finally:
+            failure = None  # the error's traceback refers to this frame: a cycle otherwise
+
+    def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
+        with self._lock:
+            now = self._clock()
+            if self._recovery.accepted(call, secret, self._core.peek(key), now):
+                self._core.expect_change(key, now + self._config.rotation_window)
+
+    def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
+        """Learn what AWS says of a rejected version, or wait until it may say something else."""
+        if isinstance(step, Wait):
+            self._sleep(step.seconds)
+            return
+        try:
+            secret = self._ask(key._replace(stage=step.stage), step.since)
+        except SecretCacheError as error:
+            with self._lock:
+                self._recovery.unanswered(call, step, error, self._clock())
+        else:
+            with self._lock:
+                self._recovery.answered(call, step, secret, self._clock(), time.time())
+
+    # --- waiting for AWS ------------------------------------------------------------------------------------
+
+    def _read(self, key: Key) -> Secret:
+        now = self._clock()
+        with self._lock:
+            self._refuse_closed()
+            step = self._core.read(key, now)
+        return self._perform(step, now + self._config.fetch_timeout, None)
+
+    def _ask(self, key: Key, since: float) -> Secret:
+        now = self._clock()
+        with self._lock:
+            self._refuse_closed()
+            step = self._core.ask(key, now, since)
+        return self._perform(step, now + self._config.fetch_timeout, since)
+
+    def _perform(self, step: Step[threading.Event], until: float, since: float | None) -> Secret:
+        """Perform what ``_core`` decides, until there is a value or an error."""
+        while True:
+            match step:
+                case Serve(secret):
+                    return secret
+                case Refuse(error):
+                    raise error.fresh()
+                case Refresh(flight, secret):
+                    self._launch(self._fly, flight)
+                    if not self._refresh_inline:
+                        return secret
+                case Lead(flight):
+                    self._launch(contextvars.copy_context().run, self._fly, flight)
+                case Join(flight):
+                    pass
+            flight.done.wait(max(0.0, min(until, flight.overdue_at) - self._clock()))
+            with self._lock:
+                step = self._core.settle(flight, self._clock(), until, since)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise CacheClosed("the cache has been closed")
+
+    # --- fetching -------------------------------------------------------------------------------------------
+
+    def _launch(self, run: Callable[..., object], *args: object) -> None:
+        try:
+            threading.Thread(target=run, args=args, name="smcache-fetch", daemon=True).start()
+        except RuntimeError:  # no more threads to be had, or the interpreter is shutting down
+            run(*args)
+
+    def _fly(self, flight: Flight[threading.Event]) -> None:
+        """Fetch what the flight is for, and report how it ended."""
+        try:
+            secret = self._retrying(flight, lambda: self._fetch(flight))
+        except SecretCacheError as error:
+            self._failed(flight, error)
+        except BaseException:
+            self._gave_up([flight])
+            raise
+        else:
+            self._landed(flight, secret)
+
+    def _fetch(self, flight: Flight[threading.Event]) -> Secret:
+        secret_id, stage, version_id = flight.key
+        known = flight.known
+        if self._config.check_version_first and known is not None and isinstance(self._source, VersionSource):
+            source = self._source
+            versions = self._request("DescribeSecret", secret_id, lambda: source.describe(secret_id))
+            if versions.get(stage) == known.version_id:
+                return known
+        wanted = None if version_id is not None and stage == AWSCURRENT else stage
+        return self._request("GetSecretValue", secret_id, lambda: self._source.fetch(secret_id, wanted, version_id))
+
+    def _fly_batch(self, flights: Sequence[Flight[threading.Event]], errors: dict[str, SecretCacheError]) -> None:
+        """Fetch many secrets with one request; what it does not bring is left to those who read it."""
+        source = self._source
+        if not isinstance(source, BatchSource):
+            for flight in flights:
+                self._fly(flight)
+            return
+        ids = [flight.key.secret_id for flight in flights]
+        try:
+            found = self._retrying(
+                flights[0], lambda: self._request("BatchGetSecretValue", "", lambda: source.fetch_batch(ids))
+            )
+        except SecretCacheError as error:
+            # Said of the batch, and not of any secret: each may still be had by itself.
+            errors.update((secret_id, error.fresh()) for secret_id in ids)
+            self._gave_up(flights)
+            return
+        except BaseException:
+            self._gave_up(flights)
+            raise
+        for flight in flights:
+            secret_id = flight.key.secret_id
+            result = found.get(secret_id)
+            if isinstance(result, Secret):
+                self._landed(flight, result)
+            else:
+                missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
+                self._failed(flight, result or missing)
+
+    def _retrying(self, flight: Flight[threading.Event], fetch: Callable[[], Value]) -> Value:
+        """Repeat a fetch while AWS is unavailable and the deadline allows."""
+        from tenacity import Retrying  # noqa: PLC0415 - `import smcache` stays free of it
+
+        from smcache._retry import retry_policy  # noqa: PLC0415
+
+        def note(error: SecretCacheError, pause: float) -> None:
+            with self._lock:
+                self._core.retrying(flight, error, pause)
+
+        return Retrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))(fetch)
+
+    def _request(self, operation: str, secret_id: str, send: Callable[[], Answer[Value]]) -> Value:
+        """Send one request and count it."""
+        failure: SecretCacheError
+        started = self._clock()
+        try:
+            answer = send()
+        except SecretCacheError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
+            failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
+            failure.__cause__ = error
+        else:
+            with self._lock:
+                self.metrics.request(operation, answer.requests, self._clock() - started, None)
+            return answer.value
+        with self._lock:
+            self.metrics.request(operation, failure.requests, self._clock() - started, failure)
+        raise failure
+
+    def _landed(self, flight: Flight[threading.Event], secret: Secret) -> None:
+        with self._lock:
+            rotation = self._core.landed(flight, secret, self._clock())
+        flight.done.set()
+        if rotation is not None:
+            self._announce(rotation)
+
+    def _failed(self, flight: Flight[threading.Event], error: SecretCacheError) -> None:
+        with self._lock:
+            self._core.failed(flight, error, self._clock())
+        flight.done.set()
+
+    def _gave_up(self, flights: Sequence[Flight[threading.Event]]) -> None:
+        for flight in flights:
+            with self._lock:
+                self._core.gave_up(flight)
+            flight.done.set()
+
+    def _announce(self, rotation: Rotation) -> None:
+        old, new = rotation.old, rotation.new
+        logger.info("%s rotated from version %s to %s", new.name, old.version_id, new.version_id)
+        names = (rotation.key.secret_id, new.name, new.arn)
+        for secret_id, callback in self._listeners:
+            if secret_id in names:
+                try:
+                    callback(old, new)
+                except Exception:
+                    logger.exception("on_rotation callback of %s failed", secret_id)
+
+
+def _checked_config(config: CacheConfig | None) -> CacheConfig:
+    if config is None:
+        return CacheConfig()
+    if not isinstance(config, CacheConfig):
+        raise InvalidArgument(f"config= takes a CacheConfig, not {type(config).__name__}")
+    return config
+
+
+def _checked_source(client: object, source: Source | None, config: CacheConfig) -> Source:
+    if client is not None and source is not None:
+        raise InvalidArgument("both client= and source= were given", hint="values come from one of them")
+    if source is None:
+        return BotoSource(client, fetch_timeout=config.fetch_timeout)
+    if not isinstance(source, Source):
+        raise InvalidArgument(
+            f"source= has no fetch() and close(): {type(source).__name__}", hint="see smcache.sources.Source"
+        )
+    if config.check_version_first and not isinstance(source, VersionSource):
+        raise InvalidArgument(f"check_version_first needs a source with describe(): {type(source).__name__}")
+    return source

@@ -1,0 +1,288 @@
+"""BotoSource: Secrets Manager through botocore, and its errors in our words."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+from smcache import __version__
+from smcache.errors import (
+    AccessDenied,
+    DecryptionFailed,
+    InvalidArgument,
+    MalformedResponse,
+    NotConfigured,
+    RequestRejected,
+    SecretCacheError,
+    SecretDeleted,
+    SecretNotFound,
+    SourceFailed,
+    Throttled,
+    Unavailable,
+)
+from smcache.secret import Secret
+from smcache.sources import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from botocore.exceptions import ClientError
+
+__all__ = ["BotoSource"]
+
+# By AWS's error code. Sources: botocore's service model of secretsmanager, its retry lists
+# (retries/standard.py), and "Common Error Types" of the API reference. Some of AWS's own samples write
+# DecryptionFailureException and InternalServiceErrorException.
+ERRORS_BY_CODE: dict[str, type[SecretCacheError]] = {
+    "AccessDeniedException": AccessDenied,
+    "AccessDenied": AccessDenied,
+    "NotAuthorized": AccessDenied,
+    "ResourceNotFoundException": SecretNotFound,
+    "DecryptionFailure": DecryptionFailed,
+    "DecryptionFailureException": DecryptionFailed,
+    "InternalServiceError": Unavailable,
+    "InternalServiceErrorException": Unavailable,
+    "InternalFailure": Unavailable,
+    "ServiceUnavailable": Unavailable,
+    "RequestTimeout": Unavailable,
+    "RequestTimeoutException": Unavailable,
+    "Throttling": Throttled,
+    "ThrottlingException": Throttled,
+    "ThrottledException": Throttled,
+    "RequestThrottled": Throttled,
+    "RequestThrottledException": Throttled,
+    "RequestLimitExceeded": Throttled,
+    "TooManyRequestsException": Throttled,
+    "BandwidthLimitExceeded": Throttled,
+    "LimitExceededException": Throttled,
+    "SlowDown": Throttled,
+    "ExpiredToken": NotConfigured,
+    "ExpiredTokenException": NotConfigured,
+    "UnrecognizedClientException": NotConfigured,
+    "InvalidClientTokenId": NotConfigured,
+    "InvalidSignatureException": NotConfigured,
+    "SignatureDoesNotMatch": NotConfigured,
+    "IncompleteSignature": NotConfigured,
+    "MissingAuthenticationToken": NotConfigured,
+    "MissingAuthenticationTokenException": NotConfigured,
+    "RequestExpired": NotConfigured,
+}
+TOO_MANY_REQUESTS = 429
+SERVER_ERROR = 500
+LONGEST_MESSAGE = 300  # a proxy's error page is not worth more
+
+
+class BotoSource:
+    """Secrets Manager through a botocore client: the one given, or one made on first use.
+
+    The client made here takes the usual settings (environment, profile, ``AWS_ENDPOINT_URL``), sends each request
+    once, so that the cache sees, counts and repeats them itself, and gives up early enough for a second try.
+
+    Args:
+        client: Any boto3 or botocore client with ``get_secret_value``; its own retries are respected and counted.
+        fetch_timeout: How long a fetch may take in all, in seconds.
+
+    Raises:
+        InvalidArgument: The client has no ``get_secret_value``.
+    """
+
+    def __init__(self, client: Any = None, *, fetch_timeout: float = 10.0) -> None:
+        if client is not None and not callable(getattr(client, "get_secret_value", None)):
+            raise InvalidArgument(
+                f"client= has no get_secret_value: {type(client).__name__}",
+                hint='pass boto3.client("secretsmanager")',
+            )
+        if client is not None:
+            keep_out_of_logs()
+        self._client = client
+        self._is_ours = client is None
+        self._fetch_timeout = fetch_timeout
+        self._making = threading.Lock()
+
+    def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
+        """Return one version by GetSecretValue; see ``Source.fetch``."""
+        wanted = {"SecretId": secret_id}
+        if stage is not None:
+            wanted["VersionStage"] = stage
+        if version_id is not None:
+            wanted["VersionId"] = version_id
+        return self._call("get_secret_value", secret_id, wanted, secret_from)
+
+    def describe(self, secret_id: str) -> Answer[Mapping[str, str]]:
+        """Return the version id under each staging label, by DescribeSecret; see ``VersionSource.describe``."""
+        return self._call("describe_secret", secret_id, {"SecretId": secret_id}, versions_from)
+
+    def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
+        """Return up to 20 secrets by BatchGetSecretValue; see ``BatchSource.fetch_batch``."""
+
+        def by_id(response: Mapping[str, Any], _: str) -> Mapping[str, Secret | SecretCacheError]:
+            return batch_from(response, secret_ids)
+
+        return self._call("batch_get_secret_value", "", {"SecretIdList": list(secret_ids)}, by_id)
+
+    def close(self) -> None:
+        """Close the client's connections, if the client was made here."""
+        if self._is_ours and self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _call(
+        self,
+        method: str,
+        secret_id: str,
+        wanted: Mapping[str, Any],
+        parse: Callable[[Mapping[str, Any], str], Any],
+    ) -> Answer[Any]:
+        response: Any = None
+        try:
+            client = self._make_client() if self._client is None else self._client
+            response = getattr(client, method)(**wanted)
+            return Answer(parse(response, secret_id), 1 + _hidden_retries(response))
+        except SecretCacheError as error:
+            failure = error.with_traceback(None)
+        except Exception as error:  # noqa: BLE001 - whatever a client raises is translated and kept as the cause
+            failure = translate(error, secret_id)
+        response = None  # a traceback shows its frames' locals
+        raise failure
+
+    def _make_client(self) -> Any:
+        with self._making:
+            if self._client is None:
+                import botocore.session  # noqa: PLC0415 - costs ~300 ms, and only those who make a client need it
+                from botocore.config import Config  # noqa: PLC0415
+
+                keep_out_of_logs()
+                config = Config(
+                    user_agent_extra=f"smcache/{__version__}",
+                    retries={"mode": "standard", "total_max_attempts": 1},
+                    connect_timeout=self._fetch_timeout / 4,
+                    read_timeout=self._fetch_timeout / 2,
+                )
+                self._client = botocore.session.get_session().create_client("secretsmanager", config=config)
+            return self._client
+
+
+def secret_from(response: Mapping[str, Any], secret_id: str) -> Secret:
+    """Return the secret in an answer of GetSecretValue or in one part of a batch.
+
+    Raises:
+        MalformedResponse: The answer lacks the value or the version.
+    """
+    value = response.get("SecretString")
+    if value is None:
+        value = response.get("SecretBinary")
+    version_id = response.get("VersionId")
+    if not isinstance(value, (str, bytes)) or not isinstance(version_id, str):
+        missing = "VersionId" if isinstance(value, (str, bytes)) else "value"
+        raise MalformedResponse(f"the answer of AWS has no {missing}", secret_id=secret_id)
+    return Secret(
+        value,
+        name=response.get("Name") or secret_id,
+        arn=response.get("ARN") or "",
+        version_id=version_id,
+        stages=response.get("VersionStages") or (),
+        created_at=response.get("CreatedDate"),
+    )
+
+
+def versions_from(response: Mapping[str, Any], secret_id: str) -> Mapping[str, str]:
+    """Return the version id under each staging label, from an answer of DescribeSecret.
+
+    Raises:
+        SecretDeleted: The secret is marked for deletion, for which DescribeSecret still succeeds.
+    """
+    if response.get("DeletedDate") is not None:
+        raise SecretDeleted("the secret is marked for deletion", secret_id=secret_id)
+    versions = response.get("VersionIdsToStages") or {}
+    return {stage: version_id for version_id, stages in versions.items() for stage in stages}
+
+
+def batch_from(response: Mapping[str, Any], secret_ids: Sequence[str]) -> Mapping[str, Secret | SecretCacheError]:
+    """Return what an answer of BatchGetSecretValue says of each id, whether name or ARN."""
+    found: dict[str, Secret | SecretCacheError] = {}
+    for value in response.get("SecretValues", ()):
+        try:
+            secret = secret_from(value, "")
+        except MalformedResponse:
+            continue
+        for secret_id in secret_ids:
+            # An ARN may be given without its six random characters.
+            if secret_id in (secret.name, secret.arn) or secret.arn.startswith(f"{secret_id}-"):
+                found[secret_id] = secret
+    for error in response.get("Errors", ()):
+        secret_id = str(error.get("SecretId", ""))
+        code, message = str(error.get("ErrorCode", "")), str(error.get("Message", ""))
+        found[secret_id] = _error_kind(code, message, 400)(message, secret_id=secret_id, code=code)
+    return found
+
+
+def translate(error: Exception, secret_id: str) -> SecretCacheError:
+    """Return what a client raised in our words, with the original as its cause."""
+    from botocore import exceptions as aws  # noqa: PLC0415 - heavy; whoever gets here has a client
+    from botocore.parsers import ResponseParserError  # noqa: PLC0415
+
+    failure: SecretCacheError
+    if isinstance(error, aws.ClientError):
+        failure = _from_client_error(error, secret_id)
+    elif isinstance(
+        error,
+        (
+            aws.NoCredentialsError,
+            aws.PartialCredentialsError,
+            aws.CredentialRetrievalError,
+            aws.TokenRetrievalError,
+            aws.SSOError,
+            aws.NoRegionError,
+            aws.ProfileNotFound,
+        ),
+    ):
+        failure = NotConfigured(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
+    elif isinstance(error, (aws.HTTPClientError, aws.ConnectionError, OSError)):
+        failure = Unavailable(f"no answer from AWS: {error}", secret_id=secret_id, code=type(error).__name__)
+    elif isinstance(error, (ResponseParserError, UnicodeError)):
+        # The text and the attributes of these hold the body they could not parse: no cause, no text.
+        return MalformedResponse("the answer of AWS cannot be parsed", secret_id=secret_id)
+    elif isinstance(error, aws.BotoCoreError):
+        failure = RequestRejected(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
+    else:
+        failure = SourceFailed(f"the client raised {type(error).__name__}", secret_id=secret_id)
+    failure.__cause__ = error.with_traceback(None)  # its frames would be kept, with bodies in their locals
+    return failure
+
+
+def _from_client_error(error: ClientError, secret_id: str) -> SecretCacheError:
+    told = cast("dict[str, Any]", error.response)
+    code = str(told.get("Error", {}).get("Code", ""))
+    message = str(told.get("Error", {}).get("Message", ""))[:LONGEST_MESSAGE]
+    status = told.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    kind = _error_kind(code, message, status)
+    return kind(message, secret_id=secret_id, code=code, requests=1 + _hidden_retries(told))
+
+
+def _error_kind(code: str, message: str, status: int) -> type[SecretCacheError]:
+    # Only the message tells a deleted secret: "... it was marked for deletion" (moto: "marked deleted").
+    if code == "InvalidRequestException" and "marked" in message and "delet" in message:
+        return SecretDeleted
+    if code in ERRORS_BY_CODE:
+        return ERRORS_BY_CODE[code]
+    if status == TOO_MANY_REQUESTS:
+        return Throttled
+    return Unavailable if status >= SERVER_ERROR else RequestRejected
+
+
+def _hidden_retries(response: Mapping[str, Any]) -> int:
+    """Return how often the client itself repeated the request."""
+    retries = response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+    return retries if isinstance(retries, int) else 0
+
+
+def keep_out_of_logs() -> None:
+    """Keep values out of botocore's own log, which at level DEBUG prints whole response bodies."""
+    logging.getLogger("botocore.parsers").addFilter(_redact_body)
+
+
+def _redact_body(record: logging.LogRecord) -> bool:
+    if str(record.msg).startswith("Response body"):
+        record.args = ("[redacted by smcache]",)
+    return True
