@@ -82,10 +82,10 @@ class Entry:
     """
 
     __slots__ = (
-        "asked_at",
         "count",
         "deadline",
         "failures",
+        "flight_number",
         "fresh_until",
         "key",
         "retry_at",
@@ -98,7 +98,7 @@ class Entry:
         self.secret = secret
         self.count = count
         self.deadline = -math.inf
-        self.asked_at = -math.inf  # when the request left that brought the value or last confirmed it
+        self.flight_number = 0  # of the flight that brought the value or last confirmed it
         self.fresh_until = -math.inf
         self.stale_until = -math.inf
         self.retry_at = -math.inf  # the next refresh is not started before
@@ -111,13 +111,16 @@ class Entry:
 
 
 class Flight(Generic[Waiter]):
-    """One fetch under way, which any number of readers wait for. It is told apart by identity, not by key."""
+    """One fetch under way, which any number of readers wait for. It is told apart by identity, not by key.
 
-    __slots__ = ("background", "done", "error", "key", "known", "overdue_at", "secret", "started", "trouble")
+    Flights are numbered as they depart: clocks are too coarse to tell which of two left first.
+    """
 
-    def __init__(self, key: Key, started: float, overdue_at: float, done: Waiter) -> None:
+    __slots__ = ("background", "done", "error", "key", "known", "number", "overdue_at", "secret", "trouble")
+
+    def __init__(self, key: Key, number: int, overdue_at: float, done: Waiter) -> None:
         self.key = key
-        self.started = started
+        self.number = number
         self.overdue_at = overdue_at
         self.done = done  # the driver's own: an event it sets after landed() or failed()
         self.background = False
@@ -185,6 +188,7 @@ class Core(Generic[Waiter]):
         self._flights: dict[Key, Flight[Waiter]] = {}
         self._entries_by_arn: dict[str, list[Entry]] = {}
         self._in_background = 0
+        self.departed = 0  # the number of the last flight
 
     # --- what to do ---------------------------------------------------------------------------------------
 
@@ -229,23 +233,23 @@ class Core(Generic[Waiter]):
             return Refresh(flight, self._served(entry).secret)
         return self._served(entry)
 
-    def ask(self, key: Key, now: float, since: float) -> Serve | Lead[Waiter] | Join[Waiter]:
-        """Decide how to learn what AWS says at ``since`` or later, whatever is cached or remembered."""
+    def ask(self, key: Key, now: float, since: int) -> Serve | Lead[Waiter] | Join[Waiter]:
+        """Decide how to learn what AWS says after flight number ``since``, whatever is cached or remembered."""
         entry = self._table.get(key)
-        if entry is not None and entry.asked_at >= since:
+        if entry is not None and entry.flight_number > since:
             return Serve(entry.secret)
         flight = self._under_way(key, now)
         # One that left too early is waited for all the same: those who come meanwhile then share the next.
         return Lead(self._depart(key, now)) if flight is None else Join(flight)
 
-    def settle(self, flight: Flight[Waiter], now: float, until: float, since: float | None = None) -> Step[Waiter]:
+    def settle(self, flight: Flight[Waiter], now: float, until: float, since: int | None = None) -> Step[Waiter]:
         """Decide what a reader gets who waited for the flight, but not beyond ``until``.
 
         ``since`` is what it gave to ``ask``; None if it came by ``read``.
         """
         if flight.secret is None and flight.error is None and now >= flight.overdue_at:
             self._expire(flight, now)
-        if since is None or flight.started >= since:
+        if since is None or flight.number > since:
             if flight.secret is not None:
                 return Serve(flight.secret)
             if flight.error is not None:
@@ -257,7 +261,7 @@ class Core(Generic[Waiter]):
         return self.read(flight.key, now) if since is None else self.ask(flight.key, now, since)
 
     def _after_failure(
-        self, flight: Flight[Waiter], error: SecretCacheError, now: float, since: float | None
+        self, flight: Flight[Waiter], error: SecretCacheError, now: float, since: int | None
     ) -> Serve | Refuse:
         entry = self._table.get(flight.key)
         if since is not None or entry is None:
@@ -301,25 +305,26 @@ class Core(Generic[Waiter]):
         key = flight.key
         self._refusals.pop(key, None)
         entry = self._table.get(key)
-        if entry is not None and entry.asked_at > flight.started:
+        if entry is not None and entry.flight_number > flight.number:
             flight.secret = entry.secret  # never step back
             return None
-        siblings = self._siblings(key, secret, flight.started)
+        siblings = self._siblings(flight, secret)
         known = next((other.secret for other in ([entry] if entry else siblings)), None)
         if known is not None and known.version_id == secret.version_id:
             secret = flight.secret = known  # one object per version
-        self._store(entry or self._new_entry(key, secret), secret, flight.started, now)
+        self._store(entry or self._new_entry(key, secret), secret, flight.number, now)
         if known is None or known is secret or key.stage != AWSCURRENT or key.version_id is not None:
             return None
         for sibling in siblings:
-            self._store(sibling, secret, flight.started, now)
+            self._store(sibling, secret, flight.number, now)
         self.metrics.rotations_seen += 1
         return Rotation(key, known, secret)
 
-    def _siblings(self, key: Key, secret: Secret, before: float) -> list[Entry]:
+    def _siblings(self, flight: Flight[Waiter], secret: Secret) -> list[Entry]:
         """Return the older entries of the same secret and stage under its other names."""
+        key = flight.key
         others = self._entries_by_arn.get(secret.arn or key.secret_id, ())
-        return [e for e in others if e.key != key and e.key[1:] == key[1:] and e.asked_at < before]
+        return [e for e in others if e.key != key and e.key[1:] == key[1:] and e.flight_number < flight.number]
 
     def _new_entry(self, key: Key, secret: Secret) -> Entry:
         if len(self._table) >= self.config.max_size:
@@ -329,7 +334,7 @@ class Core(Generic[Waiter]):
         self._link(entry)
         return entry
 
-    def _store(self, entry: Entry, secret: Secret, asked_at: float, now: float) -> None:
+    def _store(self, entry: Entry, secret: Secret, flight_number: int, now: float) -> None:
         config = self.config
         if entry.key.version_id is not None or math.isinf(config.ttl):
             fresh_until = refresh_at = math.inf  # a version is immutable
@@ -340,7 +345,7 @@ class Core(Generic[Waiter]):
         entry.secret = secret
         self._link(entry)
         entry.count = self.metrics.hits.bump
-        entry.asked_at = asked_at
+        entry.flight_number = flight_number
         entry.failures = 0
         entry.retry_at = -math.inf
         entry.fresh_until = fresh_until
@@ -357,7 +362,7 @@ class Core(Generic[Waiter]):
         entry = self._table.get(key)
         if entry is None:
             self._refusals[key] = (error, now + self.config.negative_ttl)
-        elif entry.asked_at > flight.started:
+        elif entry.flight_number > flight.number:
             return  # a newer answer is in place
         elif isinstance(error, Unavailable):
             entry.failures += 1
@@ -418,7 +423,8 @@ class Core(Generic[Waiter]):
         return Serve(entry.secret)
 
     def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:
-        flight = Flight(key, now, now + self.config.fetch_timeout, self._waiter())
+        self.departed += 1
+        flight = Flight(key, self.departed, now + self.config.fetch_timeout, self._waiter())
         flight.background = background
         flight.known = self.peek(key)
         self._in_background += background

@@ -4,7 +4,7 @@ A decorated call holds one ``Call``. Its driver asks ``begin`` and then ``step``
 reports it (``accepted``, ``rejected``, ``answered``, ``unanswered``):
 
     Try(secret)         log in with it
-    Ask(stage, since)   learn what AWS has under the label, by a request sent at ``since`` or later
+    Ask(stage, since)   learn what AWS has under the label, from a flight that left after number ``since``
     Wait(seconds)       sleep, then ask ``step`` again
     GiveUp()            raise the driver's own error
 
@@ -48,7 +48,7 @@ class Try:
 @dataclass(frozen=True, slots=True)
 class Ask:
     stage: str
-    since: float
+    since: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Call:
 
     first: Secret
     tried: set[str] = field(default_factory=set)
-    tried_at: float = 0.0  # when the attempt under way began
+    tried_at: int = 0  # how many logins had been refused when the attempt under way began
     inquiry: Inquiry | None = None
 
 
@@ -82,22 +82,27 @@ class Inquiry:
         "cooldown",
         "current_asked",
         "due",
+        "opened",
         "over_at",
         "pending",
         "pending_state",
+        "poll_since",
         "polls",
+        "refused_at",
         "since",
         "version_id",
         "window_ends",
     )
 
-    def __init__(self, version_id: str, now: float, cooldown: float) -> None:
+    def __init__(self, version_id: str, cooldown: float) -> None:
         self.version_id = version_id
         self.cooldown = cooldown
-        self.reopen(now)
 
-    def reopen(self, now: float) -> None:
-        self.since = now  # an answer that left earlier does not count
+    def open(self, now: float, departed: int, refused_at: int) -> None:
+        self.opened = now
+        self.refused_at = refused_at
+        self.since = departed  # an answer that left before the rejection does not count
+        self.poll_since = departed
         self.account_only = True  # locked, expired or disabled: tried with another version, never waited for
         self.current_asked = False
         self.pending: Secret | None = None
@@ -132,12 +137,16 @@ class Case:
 class Recovery:
     """The cases of one cache. ``now`` is the driver's clock; ``current`` is what its cache holds."""
 
-    def __init__(self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float], departed: Callable[[], int]
+    ) -> None:
         from cachetools import LRUCache  # noqa: PLC0415 - `import smcache` stays free of it
 
         self._config = config
         self._metrics = metrics
         self._jitter = jitter
+        self._departed = departed  # the number of the last flight
+        self._refused = 0  # logins refused so far, which puts them in order where a clock cannot
         self._cases: LRUCache[str, Case] = LRUCache(config.max_size)
 
     # --- what to do ---------------------------------------------------------------------------------------
@@ -147,14 +156,14 @@ class Recovery:
         call = Call(current)
         case = self._cases.get(_case_key(current))
         if case is None:
-            return call, _try(call, current, now)
+            return call, self._try(call, current)
         if case.accepted is not None and case.accepted_over != current.version_id:
             case.accepted = None  # AWSCURRENT has moved
         if case.accepted is not None:
-            return call, _try(call, case.accepted, now)
+            return call, self._try(call, case.accepted)
         inquiry = case.inquiries.get(current.version_id)
         if inquiry is None or not inquiry.is_open():
-            return call, _try(call, current, now)
+            return call, self._try(call, current)
         call.inquiry = inquiry  # known to be rejected, and others are finding out why: no login is wasted
         return call, self.step(call, current, now)
 
@@ -163,18 +172,18 @@ class Recovery:
         inquiry = _inquiry_of(call)
         other = self._another(call, inquiry, current, now)
         if other is not None:
-            return _try(call, other, now)
+            return self._try(call, other)
         if inquiry.cools(now):
-            return self._give_up(call, now)
+            return self._give_up(call)
         if not inquiry.current_asked:
             return Ask(AWSCURRENT, inquiry.since)
         if inquiry.pending_state == "unasked":
             return Ask(AWSPENDING, inquiry.since)
         if inquiry.pending_state == "absent" or inquiry.account_only or now >= inquiry.window_ends:
             self._conclude(inquiry, now, doubling=True)
-            return self._give_up(call, now)
+            return self._give_up(call)
         if now >= inquiry.due:
-            return Ask(AWSCURRENT, inquiry.due)
+            return Ask(AWSCURRENT, inquiry.poll_since)
         return Wait(min(inquiry.due, inquiry.window_ends) - now)
 
     def _another(self, call: Call, inquiry: Inquiry, current: Secret | None, now: float) -> Secret | None:
@@ -187,16 +196,20 @@ class Recovery:
             known = case.inquiries.get(secret.version_id)
             if known is None:
                 return secret
-            # Rejected before, and AWS has just named it again: its rotation was taken back.
-            if secret is current and inquiry.current_asked and known is not inquiry and not known.cools(now):
+            # Rejected some time ago, and AWS has just named it again: its rotation was taken back.
+            if secret is current and inquiry.current_asked and not known.is_open() and not known.cools(now):
                 return secret
         return None
 
-    def _give_up(self, call: Call, now: float) -> Step:
+    def _give_up(self, call: Call) -> Step:
         if not call.tried:  # it was spared the login so far, but only the server's own error will do
-            return _try(call, call.first, now)
+            return self._try(call, call.first)
         self._metrics.auth_unrecovered += 1
         return GiveUp()
+
+    def _try(self, call: Call, secret: Secret) -> Try:
+        call.tried_at = self._refused
+        return Try(secret)
 
     # --- what came of it ----------------------------------------------------------------------------------
 
@@ -208,7 +221,7 @@ class Recovery:
         if case is None:
             return False
         doubt = case.inquiries.get(secret.version_id)
-        if doubt is not None and doubt.since >= call.tried_at:
+        if doubt is not None and doubt.refused_at > call.tried_at:
             return False  # a login begun before the rejection does not disprove it
         if current is None or secret.version_id == current.version_id:
             del self._cases[key]
@@ -224,6 +237,7 @@ class Recovery:
     def rejected(self, call: Call, secret: Secret, verdict: Verdict, now: float) -> None:
         """Take in that the server refused a version."""
         self._metrics.auth_failures += 1
+        self._refused += 1
         call.tried.add(secret.version_id)
         key = _case_key(call.first)
         case = self._cases.get(key)
@@ -238,10 +252,10 @@ class Recovery:
         if inquiry is None:
             if len(case.inquiries) >= MAX_INQUIRIES:
                 del case.inquiries[next(iter(case.inquiries))]
-            inquiry = Inquiry(secret.version_id, now, self._config.auth_cooldown)
-            case.inquiries[secret.version_id] = inquiry
+            inquiry = case.inquiries[secret.version_id] = Inquiry(secret.version_id, self._config.auth_cooldown)
+            inquiry.open(now, self._departed(), self._refused)
         elif not inquiry.is_open() and not inquiry.cools(now):
-            inquiry.reopen(now)
+            inquiry.open(now, self._departed(), self._refused)
         inquiry.account_only = inquiry.account_only and verdict == "account"
         call.inquiry = inquiry
 
@@ -272,8 +286,9 @@ class Recovery:
             self._conclude(inquiry, now, doubling=not isinstance(error, Unavailable))
 
     def _current_asked(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
-        if inquiry.current_asked and ask.since == inquiry.due:
+        if inquiry.current_asked and ask.since == inquiry.poll_since and now >= inquiry.due:
             inquiry.polls += 1
+            inquiry.poll_since = self._departed()
             inquiry.due = now + self._poll_pause(inquiry)
         inquiry.current_asked = True
 
@@ -285,8 +300,9 @@ class Recovery:
         inquiry.pending_state = state
 
     def _open_window(self, inquiry: Inquiry, now: float) -> None:
-        inquiry.window_ends = inquiry.since + self._config.rotation_window
+        inquiry.window_ends = inquiry.opened + self._config.rotation_window
         inquiry.due = now + self._poll_pause(inquiry)
+        inquiry.poll_since = self._departed()
 
     def _poll_pause(self, inquiry: Inquiry) -> float:
         pause = min(MAX_POLL, FIRST_POLL * 2.0 ** min(inquiry.polls, 30))
@@ -298,11 +314,6 @@ class Recovery:
         inquiry.over_at = now + inquiry.cooldown
         if doubling:
             inquiry.cooldown = min(self._config.max_auth_cooldown, inquiry.cooldown * 2)
-
-
-def _try(call: Call, secret: Secret, now: float) -> Try:
-    call.tried_at = now
-    return Try(secret)
 
 
 def _inquiry_of(call: Call) -> Inquiry:

@@ -89,7 +89,7 @@ class SecretCache:
         self._lock = threading.Lock()
         self.metrics = Metrics(self._lock)
         self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event)
-        self._recovery = Recovery(config, self.metrics, jitter)
+        self._recovery = Recovery(config, self.metrics, jitter, lambda: self._core.departed)
         self._hot = self._core.hot
         self._listeners: list[tuple[str, Callable[[Secret, Secret], object]]] = []
         self._closed = False
@@ -146,7 +146,7 @@ class SecretCache:
         Raises:
             SecretCacheError: As ``get``, but whatever is cached.
         """
-        return self._ask(check_key(Key(secret_id, stage, version_id)), self._clock())
+        return self._ask(check_key(Key(secret_id, stage, version_id)), None)
 
     def renew(self, rejected: Secret) -> Secret:
         """Return a version other than the one a server has rejected, for those who log in by themselves.
@@ -386,14 +386,16 @@ class SecretCache:
             step = self._core.read(key, now)
         return self._perform(step, now + self._config.fetch_timeout, None)
 
-    def _ask(self, key: Key, since: float) -> Secret:
+    def _ask(self, key: Key, since: int | None) -> Secret:
+        """Return what AWS says after flight number ``since``; None is from now on."""
         now = self._clock()
         with self._lock:
             self._refuse_closed()
+            since = self._core.departed if since is None else since
             step = self._core.ask(key, now, since)
         return self._perform(step, now + self._config.fetch_timeout, since)
 
-    def _perform(self, step: Step[threading.Event], until: float, since: float | None) -> Secret:
+    def _perform(self, step: Step[threading.Event], until: float, since: int | None) -> Secret:
         """Perform what ``_core`` decides, until there is a value or an error."""
         while True:
             match step:

@@ -174,7 +174,7 @@ def _parse_object(text: str) -> SecretFields | str:
     except (ValueError, RecursionError):
         return "the value is not JSON"
     if not isinstance(parsed, SecretFields):
-        return f"the value is JSON, but no object: {type(parsed).__name__}"
+        return "the value is JSON, but not an object"
     return parsed
 
 

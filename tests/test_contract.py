@@ -1,0 +1,644 @@
+"""What every cache promises, whatever drives it: over HTTP, against the moto server, by an injected clock."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from botocore.config import Config
+
+from smcache import (
+    AccessDenied,
+    CacheClosed,
+    DecryptionFailed,
+    InvalidArgument,
+    MalformedResponse,
+    NoOtherVersion,
+    NoSuchKey,
+    NotJSON,
+    RequestRejected,
+    SecretDeleted,
+    SecretNotFound,
+    Throttled,
+    Unavailable,
+    WrongKind,
+)
+from smcache.testing import answer, deny, drop, malformed, server_error, throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import Clock, MakeCache, Together
+
+    from smcache import (
+        Secret,
+    )
+    from smcache.testing import Fault, Hold, SecretsManager
+
+GET = "GetSecretValue"
+UNKNOWN_VERSION = "00000000-0000-0000-0000-000000000000"
+
+
+def sent(client: Any) -> list[dict[str, Any]]:
+    """Return a list that fills with the parameters of each request the client sends."""
+    requests: list[dict[str, Any]] = []
+    client.meta.events.register(
+        "before-parameter-build.secrets-manager", lambda params, **_: requests.append(dict(params))
+    )
+    return requests
+
+
+def hold_until_first(hold: Hold) -> None:
+    hold.wait_for(1)
+    hold.release()
+
+
+def wait_until_idle(name: str = "smcache-fetch") -> None:
+    """Wait for the fetches that no reader waits for."""
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join(30)
+
+
+class TestReading:
+    def test_a_second_read_costs_no_request_and_returns_the_same_object(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", {"password": "p1"})
+        cache = make_cache()
+        first = cache.get("prod/db")
+        assert cache.get("prod/db") is first
+        assert first["password"] == "p1"
+        assert first.stages == ("AWSCURRENT",)
+        assert first.created_at is not None
+        assert first.created_at.tzinfo is not None
+        assert aws.requests == {GET: 1}
+        snapshot = cache.metrics.snapshot()
+        assert (snapshot.hits, snapshot.misses, snapshot.api_calls) == (1, 1, 1)
+
+    def test_each_kind_of_value_has_its_reader(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("text", "plain")
+        aws.create("fields", {"user": "u", "nested": {"list": [1, 2]}})
+        aws.create("bytes", b"\x00\x01")
+        cache = make_cache()
+        assert cache.get_string("text") == "plain"
+        assert cache.get_json("fields")["nested"]["list"] == (1, 2)
+        assert cache.get_json("fields") is cache.get_json("fields")
+        assert cache.get_binary("bytes") == b"\x00\x01"
+
+    def test_the_wrong_kind_of_value_is_a_clear_error_each_time(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("text", "plain")
+        aws.create("list", "[1]")
+        aws.create("fields", {"user": "u", "port": 5432})
+        aws.create("bytes", b"\x00")
+        cache = make_cache()
+        with pytest.raises(WrongKind, match=r"read \.binary"):
+            cache.get_string("bytes")
+        with pytest.raises(WrongKind, match=r"read \.string"):
+            cache.get_binary("text")
+        with pytest.raises(NotJSON, match="not JSON"):
+            cache.get_json("text")
+        with pytest.raises(NotJSON, match="not an object"):
+            cache.get_json("list")
+        with pytest.raises(NoSuchKey, match="'port', 'user'"):
+            cache.get_json("fields")["password"]
+        assert cache.get("fields")["user"] == "u"
+
+    def test_the_stage_is_always_said_and_stages_are_kept_apart(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        aws.put("prod/db", "v2")
+        client = aws.client()
+        requests = sent(client)
+        cache = make_cache(client=client)
+        assert cache.get("prod/db").string == "v2"
+        assert cache.get("prod/db", stage="AWSPREVIOUS").string == "v1"
+        assert cache.get("prod/db").string == "v2"
+        assert [request["VersionStage"] for request in requests] == ["AWSCURRENT", "AWSPREVIOUS"]
+
+    def test_a_pinned_version_is_fetched_once_for_ever(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        version = cache.get("prod/db").version_id
+        aws.put("prod/db", "v2")
+        pinned = cache.get("prod/db", version_id=version)
+        clock.advance(1e9)
+        assert cache.get("prod/db", version_id=version) is pinned
+        assert pinned.string == "v1"
+        assert aws.requests == {GET: 2}
+
+    def test_name_and_arn_are_two_keys_of_one_secret(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        arn = aws.create("prod/db", "v1")
+        cache = make_cache()
+        assert cache.get(arn) is cache.get("prod/db")
+        for name in ("prod/db", arn):
+            cache.invalidate(name)
+            cache.get("prod/db")
+            cache.get(arn)
+        assert aws.requests == {GET: 6}
+
+    def test_invalidate_without_a_name_forgets_everything(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        cache = make_cache()
+        for name in ("a", "b"):
+            aws.create(name, "v")
+            cache.get(name)
+        cache.invalidate()
+        cache.get("a")
+        cache.get("b")
+        assert aws.requests == {GET: 4}
+
+    def test_at_most_max_size_values_are_kept(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        cache = make_cache(max_size=2)
+        for name in ("a", "b", "c"):
+            aws.create(name, "v")
+            cache.get(name)
+        cache.get("b")
+        cache.get("c")
+        assert aws.requests == {GET: 3}
+        cache.get("a")
+        assert aws.requests == {GET: 4}
+
+
+class TestRefreshing:
+    def test_past_the_ttl_aws_is_asked_again_and_the_same_version_stays_the_same_object(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100)
+        first = cache.get("prod/db")
+        clock.advance(100)
+        assert cache.get("prod/db") is first
+        assert aws.requests == {GET: 2}
+
+    def test_a_read_past_the_ttl_gets_the_new_version(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100)
+        cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        clock.advance(99)  # a refresh starts, and nobody waits for it
+        assert cache.get("prod/db").string == "v1"
+        wait_until_idle()
+        assert cache.get("prod/db").string == "v2"
+        assert cache.metrics.snapshot().rotations_seen == 1
+
+    def test_nobody_waits_for_a_refresh_ahead(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, together: Together
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100, refresh_after=0.5)
+        old = cache.get("prod/db")
+        clock.advance(50)
+        with aws.hold() as hold:
+            assert together(16, lambda: cache.get("prod/db")) == [old] * 16
+            hold.wait_for(1)
+            assert aws.requests == {GET: 2}
+        wait_until_idle()
+        assert cache.get("prod/db") is old
+        assert aws.requests == {GET: 2}
+
+    def test_refresh_asks_now_and_its_failure_loses_nothing(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        old = cache.get("prod/db")
+        assert cache.refresh("prod/db") is old
+        aws.inject(deny())
+        with pytest.raises(AccessDenied):
+            cache.refresh("prod/db")
+        assert cache.get("prod/db") is old
+        aws.put("prod/db", "v2")
+        assert cache.refresh("prod/db").string == "v2"
+        assert cache.get("prod/db").string == "v2"
+
+    def test_refreshes_at_the_same_moment_share_requests_that_left_after_they_were_called(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        """One that was already under way does not count: it may bring what was true before."""
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        with ThreadPoolExecutor(9) as pool:
+            with aws.hold() as hold:
+                early = pool.submit(cache.get, "prod/db")
+                hold.wait_for(1)
+                clock.advance(1)
+                late = [pool.submit(cache.refresh, "prod/db") for _ in range(8)]
+            assert early.result(30).string == "v1"
+            assert {one.result(30) for one in late} == {early.result()}
+        assert aws.requests == {GET: 2}
+
+    def test_listeners_hear_of_a_rotation_once_by_any_name_and_until_they_are_taken_off(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        arn = aws.create("prod/db", "v1")
+        cache = make_cache()
+        heard: list[tuple[str, str, str]] = []
+
+        def listen(by: str) -> Callable[[], None]:
+            return cache.on_rotation(by, lambda old, new: heard.append((by, old.string, new.string)))
+
+        def complain(old: Secret, new: Secret) -> None:
+            raise RuntimeError("a listener's own trouble")
+
+        cache.on_rotation("prod/db", complain)
+        listen("prod/db")
+        cancel = listen(arn)
+        listen("another")
+        cache.get("prod/db")
+        cache.get(arn)
+        aws.put("prod/db", "v2")
+        cache.refresh("prod/db")
+        assert cache.get(arn).string == "v2"
+        cache.refresh(arn)
+        wait_until_idle()
+        assert sorted(heard) == sorted([("prod/db", "v1", "v2"), (arn, "v1", "v2")])
+        cancel()
+        aws.put("prod/db", "v3")
+        cache.refresh(arn)
+        wait_until_idle()
+        assert sorted(heard[2:]) == [("prod/db", "v2", "v3")]
+        assert cache.metrics.snapshot().rotations_seen == 2
+
+    def test_a_listener_may_use_the_cache(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        seen: list[str] = []
+        cache.on_rotation("prod/db", lambda old, new: seen.append(cache.refresh("prod/db").string))
+        cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        cache.refresh("prod/db")
+        wait_until_idle()
+        assert seen == ["v2"]
+
+    def test_check_version_first_fetches_the_value_only_when_it_has_changed(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(check_version_first=True)
+        first = cache.get("prod/db")
+        assert cache.refresh("prod/db") is first
+        assert aws.requests == {GET: 1, "DescribeSecret": 1}
+        aws.put("prod/db", "v2")
+        assert cache.refresh("prod/db").string == "v2"
+        assert aws.requests == {GET: 2, "DescribeSecret": 2}
+        aws.client().delete_secret(SecretId="prod/db")
+        with pytest.raises(SecretDeleted):
+            cache.refresh("prod/db")
+
+
+class TestSingleFlight:
+    def test_200_readers_of_a_cold_secret_make_one_request_and_all_return(
+        self, aws: SecretsManager, make_cache: MakeCache, together: Together
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        results = together(200, lambda: cache.get("prod/db"))
+        assert len(set(results)) == 1
+        assert results[0].string == "v1"
+        assert aws.requests == {GET: 1}
+        snapshot = cache.metrics.snapshot()
+        assert snapshot.misses == 1
+        assert snapshot.coalesced + snapshot.hits == 199
+
+    def test_a_failed_first_load_is_one_request_and_everybody_gets_an_error_of_their_own(
+        self, aws: SecretsManager, make_cache: MakeCache, together: Together
+    ) -> None:
+        cache = make_cache()
+        with aws.hold() as hold:
+            results = together(20, lambda: cache.get("missing"), meanwhile=lambda: hold_until_first(hold))
+        assert {type(error) for error in results} == {SecretNotFound}
+        assert len({id(error) for error in results}) == 20
+        assert len({id(error.__cause__) for error in results}) == 1
+        assert aws.requests == {GET: 1}
+
+    def test_what_was_invalidated_while_under_way_reaches_its_readers_and_not_the_cache(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        arn = aws.create("prod/db", "v1")
+        cache = make_cache()
+        with ThreadPoolExecutor(1) as pool, aws.hold() as hold:
+            early = pool.submit(cache.get, arn)
+            hold.wait_for(1)
+            cache.invalidate("prod/db")
+            hold.release()
+            assert early.result(30).string == "v1"
+        assert cache.get(arn).string == "v1"
+        assert aws.requests == {GET: 2}
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("fault", "expected", "code"),
+        [
+            (deny(), AccessDenied, "AccessDeniedException"),
+            (deny("ResourceNotFoundException"), SecretNotFound, "ResourceNotFoundException"),
+            (deny("DecryptionFailure"), DecryptionFailed, "DecryptionFailure"),
+            (deny("InvalidParameterException"), RequestRejected, "InvalidParameterException"),
+            (deny("InvalidRequestException"), RequestRejected, "InvalidRequestException"),
+            (
+                deny("InvalidRequestException", "You can't do this because it was marked for deletion."),
+                SecretDeleted,
+                "InvalidRequestException",
+            ),
+        ],
+        ids=lambda value: getattr(value, "__name__", None),
+    )
+    def test_a_denial_is_final_says_who_must_act_and_is_asked_for_once(
+        self,
+        aws: SecretsManager,
+        make_cache: MakeCache,
+        fault: Fault,
+        expected: type[Exception],
+        code: str,
+    ) -> None:
+        aws.create("prod/db", "v1")
+        aws.inject(fault, times=None)
+        cache = make_cache()
+        with pytest.raises(expected) as caught:
+            cache.get("prod/db")
+        assert type(caught.value) is expected
+        assert getattr(caught.value, "code", None) == code
+        assert getattr(caught.value, "hint", None)
+        assert "prod/db" in str(caught.value)
+        assert caught.value.__cause__ is not None
+        with pytest.raises(expected):
+            cache.get("prod/db")
+        assert aws.requests == {GET: 1}
+
+    @pytest.mark.parametrize(
+        ("fault", "expected"),
+        [
+            (throttle(), Throttled),
+            (server_error(), Unavailable),
+            (server_error(503), Unavailable),
+            (drop(), Unavailable),
+            (malformed(), MalformedResponse),
+            (answer({"ARN": "a", "Name": "prod/db", "VersionId": UNKNOWN_VERSION}), MalformedResponse),
+            (answer({"ARN": "a", "Name": "prod/db", "SecretString": "x"}), MalformedResponse),
+        ],
+        ids=["throttle", "500", "503", "drop", "garbage", "no value", "no version"],
+    )
+    def test_trouble_is_tried_again_and_passes_unnoticed(
+        self, aws: SecretsManager, make_cache: MakeCache, fault: Fault, expected: type[Unavailable]
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        aws.inject(fault, times=2)
+        assert cache.get("prod/db").string == "v1"
+        snapshot = cache.metrics.snapshot()
+        assert (snapshot.api_calls, snapshot.retries, snapshot.api_errors) == (3, 2, 2)
+        assert snapshot.throttles == (2 if expected is Throttled else 0)
+        assert snapshot.backoff_seconds > 0
+
+    @pytest.mark.parametrize("fault", [throttle(), server_error(), drop(), malformed()])
+    def test_lasting_trouble_ends_at_the_deadline_with_an_error_that_is_remembered_briefly(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, fault: Fault
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(fetch_timeout=10, negative_ttl=5)
+        start = clock.now
+        with aws.inject(fault, times=None):
+            with pytest.raises(Unavailable):
+                cache.get("prod/db")
+            assert clock.now - start <= 10
+            requests = aws.requests[GET]
+            with pytest.raises(Unavailable):
+                cache.get("prod/db")
+            assert aws.requests == {GET: requests}
+        clock.advance(5)
+        assert cache.get("prod/db").string == "v1"
+
+    def test_while_aws_is_unavailable_the_old_value_is_served_up_to_max_stale_and_counted(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100, max_stale=1000, negative_ttl=0)
+        old = cache.get("prod/db")
+        with aws.inject(server_error(), times=None):
+            for _ in range(10):
+                clock.advance(100)
+                assert cache.get("prod/db") is old
+                wait_until_idle()
+            assert cache.metrics.snapshot().stale_served == 10
+            clock.now = 1_000.0 + 100 + 1000 + 50
+            with pytest.raises(Unavailable):
+                cache.get("prod/db")
+        assert cache.get("prod/db").string == "v1"
+
+    def test_when_aws_is_back_one_backoff_later_the_new_value_is_there(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100)
+        cache.get("prod/db")
+        clock.advance(100)
+        with aws.inject(throttle(), times=None):
+            assert cache.get("prod/db").string == "v1"
+        aws.put("prod/db", "v2")
+        clock.advance(60)
+        assert cache.get("prod/db").string == "v1"
+        wait_until_idle()
+        assert cache.get("prod/db").string == "v2"
+
+    @pytest.mark.parametrize("fault", [deny(), deny("ResourceNotFoundException"), deny("DecryptionFailure")])
+    def test_a_denied_value_lives_out_its_ttl_and_is_gone(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, fault: Fault
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100, refresh_after=0.5)
+        old = cache.get("prod/db")
+        aws.inject(fault, times=None)
+        clock.advance(50)
+        assert cache.get("prod/db") is old
+        wait_until_idle()
+        clock.advance(49)
+        assert cache.get("prod/db") is old
+        clock.advance(1)
+        with pytest.raises((AccessDenied, SecretNotFound, DecryptionFailed)):
+            cache.get("prod/db")
+
+    def test_hidden_retries_of_a_client_of_the_user_are_counted(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        client = aws.client(config=Config(retries={"mode": "standard", "total_max_attempts": 3}))
+        cache = make_cache(client=client)
+        aws.inject(throttle(), times=1)
+        assert cache.get("prod/db").string == "v1"
+        assert aws.requests == {GET: 2}
+        assert cache.metrics.snapshot().api_calls == 2
+        assert cache.metrics.snapshot().retries == 1
+
+
+class TestPrefetch:
+    def test_45_secrets_take_three_requests_and_are_then_in_the_cache(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        names = [f"s{n}" for n in range(45)]
+        for name in names:
+            aws.create(name, name.upper())
+        cache = make_cache()
+        assert cache.prefetch(names) == {}
+        assert aws.requests == {"BatchGetSecretValue": 3}
+        assert [cache.get(name).string for name in names] == [name.upper() for name in names]
+        assert cache.prefetch(names) == {}
+        assert aws.requests == {"BatchGetSecretValue": 3}
+
+    def test_errors_are_reported_by_secret_and_the_others_are_loaded(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        arn = aws.create("a", "va")
+        cache = make_cache()
+        errors = cache.prefetch([arn, "missing"])
+        assert {name: type(error) for name, error in errors.items()} == {"missing": SecretNotFound}
+        assert cache.get(arn).string == "va"
+        assert aws.requests == {"BatchGetSecretValue": 1}
+
+    def test_a_refused_batch_says_nothing_of_the_secrets(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("a", "va")
+        cache = make_cache()
+        aws.inject(deny(), operation="BatchGetSecretValue")
+        assert {name: type(error) for name, error in cache.prefetch(["a"]).items()} == {"a": AccessDenied}
+        assert cache.get("a").string == "va"
+
+    def test_readers_and_a_prefetch_share_one_request(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("a", "va")
+        cache = make_cache()
+        with ThreadPoolExecutor(2) as pool:
+            with aws.hold("BatchGetSecretValue") as hold:
+                loading = pool.submit(cache.prefetch, ["a"])
+                hold.wait_for(1)
+                reading = pool.submit(cache.get, "a")
+            assert reading.result(30).string == "va"
+            assert loading.result(30) == {}
+        assert aws.requests == {"BatchGetSecretValue": 1}
+
+
+class TestRenew:
+    def test_what_the_cache_already_knows_is_returned_without_a_request(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        old = cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        new = cache.refresh("prod/db")
+        assert cache.renew(old) is new
+        assert aws.requests == {GET: 2}
+
+    def test_a_moved_awscurrent_costs_one_request(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        arn = aws.create("prod/db", "v1")
+        cache = make_cache()
+        for name in ("prod/db", arn):
+            old = cache.get(name)
+            aws.put("prod/db", name)
+            before = aws.requests[GET]
+            assert cache.renew(old).string == name
+            assert aws.requests[GET] == before + 1
+
+    def test_a_rotation_under_way_gives_its_pending_version(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        old = cache.get("prod/db")
+        aws.client().put_secret_value(SecretId="prod/db", SecretString="v2", VersionStages=["AWSPENDING"])
+        assert cache.renew(old).string == "v2"
+        assert cache.get("prod/db") is old, "get goes on saying what AWS labels"
+
+    def test_without_another_version_it_says_so_and_asks_no_more(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        old = cache.get("prod/db")
+        for _ in range(3):
+            with pytest.raises(NoOtherVersion, match=old.version_id):
+                cache.renew(old)
+        assert aws.requests == {GET: 3}  # the first read, AWSCURRENT and AWSPENDING
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"secret_id": ""}, "0 characters"),
+            ({"secret_id": "x" * 2049}, "2049 characters"),
+            ({"secret_id": " prod/db"}, "white space"),
+            ({"secret_id": "prod/db\n"}, "white space"),
+            ({"secret_id": None}, "not NoneType"),
+            ({"secret_id": b"prod/db"}, "not bytes"),
+            ({"secret_id": ["prod/db"]}, "not list"),
+            ({"secret_id": "prod/db", "stage": ""}, "the stage has 0"),
+            ({"secret_id": "prod/db", "stage": None}, "the stage is a str"),
+            ({"secret_id": "prod/db", "version_id": "short"}, "the version id has 5"),
+            ({"secret_id": "prod/db", "version_id": 7}, "the version id is a str"),
+        ],
+    )
+    def test_what_aws_could_not_accept_is_refused_before_anything_is_sent(
+        self, aws: SecretsManager, make_cache: MakeCache, arguments: dict[str, Any], message: str
+    ) -> None:
+        cache = make_cache()
+        for read in (cache.get, cache.refresh, cache.get_json):
+            with pytest.raises(InvalidArgument, match=message):
+                read(**arguments)
+        assert aws.requests == {}
+
+    def test_a_version_and_a_stage_that_disagree_are_refused(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("prod/db", "v1")
+        aws.put("prod/db", "v2")
+        cache = make_cache()
+        version = cache.get("prod/db").version_id
+        with pytest.raises((RequestRejected, SecretNotFound)):
+            cache.get("prod/db", stage="AWSPREVIOUS", version_id=version)
+        assert cache.get("prod/db").string == "v2"
+
+    def test_other_calls_refuse_what_they_cannot_use(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        cache = make_cache()
+        with pytest.raises(InvalidArgument, match="list of ids"):
+            cache.prefetch("prod/db")
+        with pytest.raises(InvalidArgument, match="0 characters"):
+            cache.prefetch(["prod/db", ""])
+        with pytest.raises(InvalidArgument, match="takes a function"):
+            cache.on_rotation("prod/db", "print")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="rejected Secret"):
+            cache.renew("prod/db")  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match="white space"):
+            cache.invalidate("prod/db ")
+        assert aws.requests == {}
+
+
+class TestClosing:
+    def test_closing_twice_is_fine_and_use_after_it_is_a_clear_error(
+        self, aws: SecretsManager, make_cache: MakeCache
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        with cache:
+            secret = cache.get("prod/db")
+        cache.close()
+        for use in (
+            lambda: cache.get("prod/db"),
+            lambda: cache.refresh("prod/db"),
+            lambda: cache.renew(secret),
+            lambda: cache.prefetch(["prod/db"]),
+        ):
+            with pytest.raises(CacheClosed):
+                use()
+        assert cache.metrics.snapshot().api_calls == 1
+
+    def test_what_lands_after_closing_is_not_kept(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        with ThreadPoolExecutor(1) as pool, aws.hold() as hold:
+            early = pool.submit(cache.get, "prod/db")
+            hold.wait_for(1)
+            cache.close()
+            hold.release()
+            assert early.result(30).string == "v1"
+        assert "0 values, closed" in repr(cache)
