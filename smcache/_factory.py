@@ -23,7 +23,9 @@ Result = TypeVar("Result")
 class Decorator(Protocol):
     """What ``retry_on_auth_error`` returns: it takes the secret out of a function's signature.
 
-    Type checkers follow it where the secret is the first parameter, or the second (of a method, say).
+    Type checkers follow it where the secret is the first parameter, or the second (of a method, say). They
+    cannot take out a parameter elsewhere; a third overload for those would turn every result with an ``Any`` in
+    it into ``Any``.
     """
 
     @overload
@@ -34,8 +36,6 @@ class Decorator(Protocol):
     def __call__(
         self, function: Callable[Concatenate[Owner, Secret, Parameters], Result], /
     ) -> Callable[Concatenate[Owner, Parameters], Result]: ...
-    @overload
-    def __call__(self, function: Callable[..., Result], /) -> Callable[..., Result]: ...
 
 
 class Placement:
