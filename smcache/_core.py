@@ -196,10 +196,7 @@ class Core(Generic[Waiter]):
         """Decide how one read is answered; count it."""
         flight = self._under_way(key, now)
         entry = self._table.get(key)
-        if entry is not None and now >= entry.stale_until:
-            self._drop(entry)
-            entry = None
-        if entry is None or (now >= entry.fresh_until and entry.failures == 0):
+        if entry is None or now >= entry.stale_until or (now >= entry.fresh_until and entry.failures == 0):
             return self._read_from_aws(key, flight, now)
         if now < entry.deadline:  # another reader has decided meanwhile
             return self._served(entry)
@@ -271,6 +268,7 @@ class Core(Generic[Waiter]):
         if now >= entry.stale_until or not isinstance(error, Unavailable):
             return Refuse(error)
         self.metrics.stale_served.bump()
+        self.metrics.stale_after_waiting += 1
         return Serve(entry.secret)
 
     def batch(self, keys: Iterable[Key], now: float) -> tuple[list[Flight[Waiter]], list[Flight[Waiter]]]:
@@ -308,23 +306,25 @@ class Core(Generic[Waiter]):
         if entry is not None and entry.flight_number > flight.number:
             flight.secret = entry.secret  # never step back
             return None
-        siblings = self._siblings(flight, secret)
-        known = next((other.secret for other in ([entry] if entry else siblings)), None)
-        if known is not None and known.version_id == secret.version_id:
-            secret = flight.secret = known  # one object per version
-        self._store(entry or self._new_entry(key, secret), secret, flight.number, now)
-        if known is None or known is secret or key.stage != AWSCURRENT or key.version_id is not None:
+        if entry is None:
+            entry = self._new_entry(key, secret)
+        siblings = self._siblings(key, secret)
+        newest = max(siblings, key=lambda sibling: sibling.flight_number, default=entry)
+        known = newest.secret if entry.secret is secret else entry.secret
+        if known.version_id == secret.version_id or newest.flight_number > flight.number:
+            secret = flight.secret = newest.secret if newest.flight_number > flight.number else known
+        self._store(entry, secret, max(flight.number, newest.flight_number), now)
+        if known is secret or key.stage != AWSCURRENT or key.version_id is not None:
             return None
         for sibling in siblings:
             self._store(sibling, secret, flight.number, now)
         self.metrics.rotations_seen += 1
         return Rotation(key, known, secret)
 
-    def _siblings(self, flight: Flight[Waiter], secret: Secret) -> list[Entry]:
-        """Return the older entries of the same secret and stage under its other names."""
-        key = flight.key
+    def _siblings(self, key: Key, secret: Secret) -> list[Entry]:
+        """Return the entries of the same secret and stage under its other names."""
         others = self._entries_by_arn.get(secret.arn or key.secret_id, ())
-        return [e for e in others if e.key != key and e.key[1:] == key[1:] and e.flight_number < flight.number]
+        return [entry for entry in others if entry.key != key and entry.key[1:] == key[1:]]
 
     def _new_entry(self, key: Key, secret: Secret) -> Entry:
         if len(self._table) >= self.config.max_size:
@@ -364,7 +364,7 @@ class Core(Generic[Waiter]):
             self._refusals[key] = (error, now + self.config.negative_ttl)
         elif entry.flight_number > flight.number:
             return  # a newer answer is in place
-        elif isinstance(error, Unavailable):
+        elif isinstance(error, Unavailable) and now < entry.stale_until:
             entry.failures += 1
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
@@ -397,8 +397,8 @@ class Core(Generic[Waiter]):
             entries = [e for e in entries if e.arn in arns]
         doomed = {entry.key for entry in entries}
         for flight in list(self._flights.values()):
-            # A first load has no ARN yet: whatever it goes by, it may be this very secret.
-            if flight.key in doomed or flight.key not in self._table:
+            first_load = flight.key not in self._table
+            if flight.key in doomed or (first_load and _may_be_one(flight.key.secret_id, secret_id)):
                 self._forget(flight)
         for entry in entries:
             self._drop(entry)
@@ -471,6 +471,11 @@ class Core(Generic[Waiter]):
         linked.remove(entry)
         if not linked:
             del self._entries_by_arn[entry.arn]
+
+
+def _may_be_one(secret_id: str, other: str | None) -> bool:
+    """Tell whether two ids may be one secret, as long as its ARN is not known; None stands for all ids."""
+    return other is None or secret_id == other or secret_id.startswith("arn:") or other.startswith("arn:")
 
 
 def _hot_key(key: Key) -> str | Key:

@@ -79,9 +79,10 @@ class Inquiry:
 
     __slots__ = (
         "account_only",
+        "answer",
         "cooldown",
-        "current_asked",
         "due",
+        "expires",
         "opened",
         "over_at",
         "pending",
@@ -98,13 +99,14 @@ class Inquiry:
         self.version_id = version_id
         self.cooldown = cooldown
 
-    def open(self, now: float, departed: int, refused_at: int) -> None:
+    def open(self, now: float, lasts: float, departed: int, refused_at: int) -> None:
         self.opened = now
+        self.expires = now + lasts
         self.refused_at = refused_at
         self.since = departed  # an answer that left before the rejection does not count
         self.poll_since = departed
         self.account_only = True  # locked, expired or disabled: tried with another version, never waited for
-        self.current_asked = False
+        self.answer: Secret | None = None  # what AWS last said AWSCURRENT is
         self.pending: Secret | None = None
         self.pending_state: Literal["unasked", "offered", "absent", "refused", "unreadable"] = "unasked"
         self.polls = 0
@@ -112,8 +114,12 @@ class Inquiry:
         self.window_ends = now
         self.over_at: float | None = None  # concluded: no requests before
 
-    def is_open(self) -> bool:
-        return self.over_at is None
+    def is_open(self, now: float) -> bool:
+        """Tell whether somebody is finding out; a call that was cancelled half-way leaves it to its expiry."""
+        return self.over_at is None and now < self.expires
+
+    def is_over(self) -> bool:
+        return self.over_at is not None
 
     def cools(self, now: float) -> bool:
         return self.over_at is not None and now < self.over_at
@@ -162,7 +168,7 @@ class Recovery:
         if case.accepted is not None:
             return call, self._try(call, case.accepted)
         inquiry = case.inquiries.get(current.version_id)
-        if inquiry is None or not inquiry.is_open():
+        if inquiry is None or not inquiry.is_open(now):
             return call, self._try(call, current)
         call.inquiry = inquiry  # known to be rejected, and others are finding out why: no login is wasted
         return call, self.step(call, current, now)
@@ -173,9 +179,9 @@ class Recovery:
         other = self._another(call, inquiry, current, now)
         if other is not None:
             return self._try(call, other)
-        if inquiry.cools(now):
+        if inquiry.is_over():
             return self._give_up(call)
-        if not inquiry.current_asked:
+        if inquiry.answer is None:
             return Ask(AWSCURRENT, inquiry.since)
         if inquiry.pending_state == "unasked":
             return Ask(AWSPENDING, inquiry.since)
@@ -190,19 +196,19 @@ class Recovery:
         """Return a version worth a login that this call has not tried."""
         case = self._cases.get(_case_key(call.first)) or Case()
         pending = inquiry.pending if inquiry.pending_state == "offered" else None
-        for secret in (current, case.accepted, pending):
+        for secret in (current, inquiry.answer, case.accepted, pending):
             if secret is None or secret.version_id in call.tried:
                 continue
             known = case.inquiries.get(secret.version_id)
             if known is None:
                 return secret
-            # Rejected some time ago, and AWS has just named it again: its rotation was taken back.
-            if secret is current and inquiry.current_asked and not known.is_open() and not known.cools(now):
+            # Rejected before, and AWS has just named it again: its rotation was taken back.
+            if secret is inquiry.answer and not known.is_open(now):
                 return secret
         return None
 
     def _give_up(self, call: Call) -> Step:
-        if not call.tried:  # it was spared the login so far, but only the server's own error will do
+        if call.first.version_id not in call.tried:  # it was spared the login, but the server has the last word
             return self._try(call, call.first)
         self._metrics.auth_unrecovered += 1
         return GiveUp()
@@ -228,7 +234,7 @@ class Recovery:
             return False
         for version_id in call.tried & case.inquiries.keys():
             self._conclude(case.inquiries[version_id], now, doubling=False)
-        if case.accepted is secret:
+        if call.inquiry is None or not call.inquiry.offered(secret.version_id):
             return False
         case.inquiries.pop(secret.version_id, None)
         case.accepted, case.accepted_over = secret, current.version_id
@@ -253,9 +259,9 @@ class Recovery:
             if len(case.inquiries) >= MAX_INQUIRIES:
                 del case.inquiries[next(iter(case.inquiries))]
             inquiry = case.inquiries[secret.version_id] = Inquiry(secret.version_id, self._config.auth_cooldown)
-            inquiry.open(now, self._departed(), self._refused)
-        elif not inquiry.is_open() and not inquiry.cools(now):
-            inquiry.open(now, self._departed(), self._refused)
+            self._open(inquiry, now)
+        elif not inquiry.is_open(now) and not inquiry.cools(now):
+            self._open(inquiry, now)
         inquiry.account_only = inquiry.account_only and verdict == "account"
         call.inquiry = inquiry
 
@@ -263,7 +269,9 @@ class Recovery:
         """Take in what AWS has under the label; ``wall`` is the time of day, in seconds since 1970."""
         inquiry = _inquiry_of(call)
         if ask.stage == AWSCURRENT:
-            self._current_asked(inquiry, ask, now)
+            if inquiry.answer is not None:
+                self._polled(inquiry, ask, now)
+            inquiry.answer = secret
         elif inquiry.pending_state == "unasked":
             made = secret.created_at
             recent = made is None or wall - made.timestamp() <= PENDING_RECENT
@@ -280,17 +288,20 @@ class Recovery:
             if inquiry.pending_state == "unasked":
                 hidden = isinstance(error, (AccessDenied, DecryptionFailed, Unavailable))
                 self._pending_is(inquiry, "unreadable" if hidden else "absent", now)
-        elif inquiry.current_asked:
-            self._current_asked(inquiry, ask, now)
+        elif inquiry.answer is not None:
+            self._polled(inquiry, ask, now)
         else:
             self._conclude(inquiry, now, doubling=not isinstance(error, Unavailable))
 
-    def _current_asked(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
-        if inquiry.current_asked and ask.since == inquiry.poll_since and now >= inquiry.due:
+    def _open(self, inquiry: Inquiry, now: float) -> None:
+        lasts = self._config.rotation_window + self._config.fetch_timeout
+        inquiry.open(now, lasts, self._departed(), self._refused)
+
+    def _polled(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
+        if ask.since == inquiry.poll_since and now >= inquiry.due:
             inquiry.polls += 1
             inquiry.poll_since = self._departed()
             inquiry.due = now + self._poll_pause(inquiry)
-        inquiry.current_asked = True
 
     def _pending_is(
         self, inquiry: Inquiry, state: Literal["offered", "absent", "refused", "unreadable"], now: float
@@ -309,7 +320,7 @@ class Recovery:
         return pause * (1 - 0.5 * self._jitter())
 
     def _conclude(self, inquiry: Inquiry, now: float, *, doubling: bool) -> None:
-        if not inquiry.is_open():
+        if inquiry.is_over():
             return
         inquiry.over_at = now + inquiry.cooldown
         if doubling:

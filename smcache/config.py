@@ -58,11 +58,14 @@ class CacheConfig:
             else:
                 _require(_is_number(value) and value >= 0, field.name, value, "seconds, 0 or more")
         _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "more than 0 seconds")
-        _require(math.isfinite(self.fetch_timeout), "fetch_timeout", self.fetch_timeout, "a finite time")
+        _require(self.fetch_timeout < math.inf, "fetch_timeout", self.fetch_timeout, "a finite time")
+        least = self.auth_cooldown
+        _require(self.max_auth_cooldown >= least, "max_auth_cooldown", self.max_auth_cooldown, f"{least} or more")
 
 
 def _is_number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and not math.isnan(value)  # type: ignore[arg-type]
+    # A NaN differs from itself; math.isnan refuses huge whole numbers.
+    return isinstance(value, kind) and not isinstance(value, bool) and value == value  # noqa: PLR0124
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001 - an assertion's condition

@@ -10,7 +10,6 @@ import itertools
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from smcache.errors import InvalidArgument, Throttled
@@ -42,8 +41,9 @@ class CostModel:
     per_secret_month: float = 0.40
 
     def __post_init__(self) -> None:
-        if not (self.per_10k_calls >= 0 and self.per_secret_month >= 0):
-            raise InvalidArgument(f"{self!r}: prices are 0 or more")
+        for price in (self.per_10k_calls, self.per_secret_month):
+            if not isinstance(price, (int, float)) or not price >= 0:
+                raise InvalidArgument(f"{self!r}: prices are numbers, 0 or more")
 
     def calls(self, count: int) -> float:
         """Return what so many requests cost."""
@@ -122,6 +122,7 @@ class Metrics:
         self.stale_served = Tally()
         self.misses = 0
         self.coalesced = 0
+        self.stale_after_waiting = 0  # of stale_served: counted as misses or coalesced as well
         self.retries = 0
         self.throttles = 0
         self.backoff_seconds = 0.0
@@ -152,6 +153,7 @@ class Metrics:
         with self._guard:
             hits, stale_served = self.hits.value(), self.stale_served.value()
             api_calls = sum(self.calls_by_operation.values())
+            avoided = hits + self.coalesced + stale_served - self.stale_after_waiting
             return MetricsSnapshot(
                 hits=hits,
                 misses=self.misses,
@@ -167,9 +169,9 @@ class Metrics:
                 auth_recoveries=self.auth_recoveries,
                 auth_unrecovered=self.auth_unrecovered,
                 api_cost_usd=prices.calls(api_calls),
-                api_cost_avoided_usd=prices.calls(hits + stale_served + self.coalesced),
-                calls_by_operation=MappingProxyType(dict(self.calls_by_operation)),
-                errors_by_code=MappingProxyType(dict(self.errors_by_code)),
+                api_cost_avoided_usd=prices.calls(avoided),
+                calls_by_operation=dict(self.calls_by_operation),
+                errors_by_code=dict(self.errors_by_code),
                 latency_buckets=tuple(self._latency_buckets),
                 latency_seconds=self._latency_seconds,
             )

@@ -49,16 +49,19 @@ class Secret:
         stages: Iterable[str] = (),
         created_at: datetime | None = None,
     ) -> None:
-        if not isinstance(value, (str, bytes)):
-            raise InvalidArgument(f"a secret's value is str or bytes, not {type(value).__name__}", secret_id=name)
         put = object.__setattr__
-        put(self, "_value", value)
-        put(self, "_fields", None)
         put(self, "name", name)
         put(self, "arn", arn)
         put(self, "version_id", version_id)
         put(self, "stages", tuple(stages))
         put(self, "created_at", created_at)
+        put(self, "_fields", None)
+        put(self, "_value", "")
+        if not isinstance(value, (str, bytes)):
+            kind = type(value).__name__
+            del value  # a traceback shows its frames' locals
+            raise InvalidArgument(f"a secret's value is str or bytes, not {kind}", secret_id=name)
+        put(self, "_value", value)
 
     @property
     def string(self) -> str:

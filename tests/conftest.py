@@ -12,7 +12,7 @@ from smcache import CacheConfig, SecretCache
 from smcache.testing import postgres, secrets_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from smcache.testing import PostgreSQL, SecretsManager
 
@@ -120,3 +120,24 @@ def together() -> Together:
         return results
 
     return run
+
+
+CANARY = "canary-" + "7f3a" * 4
+
+
+@pytest.fixture
+def canary() -> str:
+    """A value that must show up nowhere."""
+    return CANARY
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail every test of which anything printed, logged or reported shows the canary."""
+    report = yield
+    shown = report.longreprtext + "".join(text for _, text in report.sections)
+    if CANARY in shown:
+        report.outcome = "failed"
+        report.longrepr = "the value of a secret was printed, logged or reported"
+        report.sections = []
+    return report

@@ -77,10 +77,10 @@ class Database:
 
 
 @pytest.fixture
-def database(aws: SecretsManager, pg: PostgreSQL, make_cache: MakeCache) -> Database:
+def database(aws: SecretsManager, pg: PostgreSQL, make_cache: MakeCache, canary: str) -> Database:
     role = f"app{next(roles)}"
-    pg.create_role(role, "first")
-    aws.create(NAME, pg.secret(role, "first"))
+    pg.create_role(role, canary)
+    aws.create(NAME, pg.secret(role, canary))
     return Database(aws, pg, make_cache(), role)
 
 
@@ -145,7 +145,9 @@ class TestRotation:
         database.rotate(storm)
         assert database.requests() == 3
 
-    def test_a_rotation_that_was_taken_back_is_followed_back(self, database: Database, clock: Clock) -> None:
+    def test_a_rotation_that_was_taken_back_is_followed_back(
+        self, database: Database, clock: Clock, canary: str
+    ) -> None:
         database.connect()
         database.rotate(lambda step: database.connect() if step == "setSecret" else None)
         old = database.cache.get(NAME)
@@ -154,7 +156,7 @@ class TestRotation:
         client.update_secret_version_stage(
             SecretId=NAME, VersionStage="AWSCURRENT", MoveToVersionId=old.version_id, RemoveFromVersionId=current
         )
-        database.set_password("first")
+        database.set_password(canary)
         clock.advance(10)
         assert database.connect() == database.role
         assert database.logins[-1] == old.version_id
@@ -314,49 +316,42 @@ class TestFactories:
         assert list(decorated.__annotations__) == ["host", "timeout", "return"]
         assert inspect.unwrap(decorated) is connect
 
-    @pytest.mark.parametrize("call", ["first", "middle", "last", "keyword", "positional", "rest", "renamed"])
     def test_the_secret_goes_to_its_parameter_wherever_it_stands(
-        self, aws: SecretsManager, make_cache: MakeCache, call: str
+        self, aws: SecretsManager, make_cache: MakeCache
     ) -> None:
-        aws.create(NAME, "v")
-        cache: Any = make_cache()  # a type checker follows only a secret that comes first or second
-        decorate = cache.retry_on_auth_error(NAME)
-
-        @decorate
-        def first(secret: Secret, a: int, b: int = 2) -> Any:
+        def first(secret: Any, a: int, b: int = 2) -> Any:
             return secret, a, b
 
-        @decorate
-        def middle(a: int, secret: Secret, b: int = 2) -> Any:
+        def middle(a: int, secret: Any, b: int = 2) -> Any:
             return secret, a, b
 
-        @decorate
-        def last(a: int, b: int, secret: Secret) -> Any:
+        def last(a: int, b: int, secret: Any) -> Any:
             return secret, a, b
 
-        @decorate
-        def keyword(a: int, b: int = 2, *, secret: Secret) -> Any:
+        def keyword(a: int, b: int = 2, *, secret: Any) -> Any:
             return secret, a, b
 
-        @decorate
-        def positional(a: int, secret: Secret, /, b: int = 2) -> Any:
+        def positional(a: int, secret: Any, /, b: int = 2) -> Any:
             return secret, a, b
 
-        @decorate
-        def rest(a: int, secret: Secret, *rest: int) -> Any:
+        def rest(a: int, secret: Any, *rest: int) -> Any:
             return (secret, a, *rest)
 
-        @cache.retry_on_auth_error(NAME, parameter="creds")
-        def renamed(a: int, b: int, creds: Secret) -> Any:
+        def renamed(a: int, b: int, creds: Any) -> Any:
             return creds, a, b
 
-        function: Callable[..., Any] = locals()[call]
-        assert function(1, 2) == (cache.get(NAME), 1, 2)
-        if call not in ("positional", "rest"):
-            assert function(a=1, b=2) == (cache.get(NAME), 1, 2)
-            assert function(1, b=2) == (cache.get(NAME), 1, 2)
-        with pytest.raises(TypeError, match="the cache passes it"):
-            function(1, 2, **{"creds" if call == "renamed" else "secret": 3})
+        aws.create(NAME, "v")
+        cache = make_cache()
+        functions: list[Any] = [first, middle, last, keyword, positional, rest, renamed]
+        for function in functions:
+            parameter = "creds" if function is renamed else "secret"
+            decorated: Any = cache.retry_on_auth_error(NAME, parameter=parameter)(function)
+            assert decorated(1, 2) == (cache.get(NAME), 1, 2), function
+            if function not in (positional, rest):
+                assert decorated(a=1, b=2) == (cache.get(NAME), 1, 2), function
+                assert decorated(1, b=2) == (cache.get(NAME), 1, 2), function
+            with pytest.raises(TypeError, match="the cache passes it"):
+                decorated(1, 2, **{parameter: 3})
 
     def test_defaults_before_a_positional_only_secret_are_kept(
         self, aws: SecretsManager, make_cache: MakeCache

@@ -1,0 +1,225 @@
+"""What only the threads driver can get wrong: waiting, interrupting, racing, and leaving threads behind."""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smcache import CacheConfig, FetchTimeout, Secret, SecretCache, SourceFailed
+from smcache._core import BUSY_PAUSE, MAX_BACKGROUND
+from smcache.sources import Answer
+from smcache.testing import hang
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Clock, MakeCache, Together
+
+    from smcache.testing import SecretsManager
+
+GET = "GetSecretValue"
+
+
+def fetch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "smcache-fetch"]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left_behind() -> Iterator[None]:
+    yield
+    for thread in fetch_threads():
+        thread.join(30)
+    assert not fetch_threads()
+
+
+class FakeSource:
+    """Answers by a function: for faults and moments that a server cannot be made to show."""
+
+    def __init__(self, answer: Callable[[str], Secret]) -> None:
+        self.answer = answer
+        self.fetched: list[str] = []
+
+    def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
+        self.fetched.append(secret_id)
+        return Answer(self.answer(secret_id))
+
+    def close(self) -> None: ...
+
+
+def version(secret_id: str, number: int = 1) -> Secret:
+    return Secret(f"value {number}", name=secret_id, version_id=f"version-{number}")
+
+
+def test_hits_are_counted_exactly_from_16_threads(
+    aws: SecretsManager, make_cache: MakeCache, together: Together
+) -> None:
+    aws.create("prod/db", "v")
+    cache = make_cache()
+    cache.get("prod/db")
+    together(16, lambda: [cache.get("prod/db") for _ in range(5_000)])
+    assert cache.metrics.snapshot().hits == 16 * 5_000
+
+
+def test_a_server_that_never_answers_holds_nobody_beyond_the_deadline(aws: SecretsManager, together: Together) -> None:
+    """The one test that waits for a real deadline, of 0.2 s, against a client that would wait for 60."""
+    aws.create("prod/db", "v")
+    cache = SecretCache(aws.client(), config=CacheConfig(fetch_timeout=0.2, negative_ttl=0))
+    with aws.inject(hang(), times=None):
+        results = together(20, lambda: cache.get("prod/db"))
+        with pytest.raises(FetchTimeout):
+            cache.refresh("prod/db")
+    assert {type(error) for error in results} == {FetchTimeout}
+    assert cache.get("prod/db").string == "v"
+    cache.close()
+
+
+def test_an_interrupted_reader_leaves_the_request_to_the_others(aws: SecretsManager, make_cache: MakeCache) -> None:
+    aws.create("prod/db", "v")
+    cache = make_cache()
+    with ThreadPoolExecutor(2) as pool, aws.hold() as hold:
+
+        def interrupt_the_first() -> None:
+            hold.wait_for(1)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        pool.submit(interrupt_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            cache.get("prod/db")
+        other = pool.submit(cache.get, "prod/db")
+        hold.release()
+        assert other.result(30).string == "v"
+    assert aws.requests == {GET: 1}
+
+
+def test_few_refreshes_run_in_the_background_and_none_is_forgotten(clock: Clock) -> None:
+    gate = threading.Semaphore(0)
+    going = threading.Semaphore(0)
+
+    def answer(secret_id: str) -> Secret:
+        if clock.now > 1_000:
+            going.release()
+            assert gate.acquire(timeout=30)
+        return version(secret_id)
+
+    source = FakeSource(answer)
+    names = [f"s{n}" for n in range(10)]
+    with SecretCache(source=source, config=CacheConfig(jitter=0), clock=clock) as cache:
+        for name in names:
+            cache.get(name)
+        clock.advance(250)
+        for wave in (MAX_BACKGROUND, MAX_BACKGROUND, 10 - 2 * MAX_BACKGROUND):
+            for name in names:
+                cache.get(name)
+            threads = fetch_threads()
+            assert len(threads) == wave
+            for _ in threads:
+                assert going.acquire(timeout=30)
+                gate.release()
+            for thread in threads:
+                thread.join(30)
+            clock.advance(BUSY_PAUSE)
+    assert sorted(source.fetched) == sorted(names * 2)
+
+
+def test_on_lambda_a_refresh_runs_before_the_handler_returns(
+    aws: SecretsManager, make_cache: MakeCache, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread left behind there is frozen until the next invocation."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "handler")
+    aws.create("prod/db", "v1")
+    cache = make_cache(ttl=100)
+    cache.get("prod/db")
+    aws.put("prod/db", "v2")
+    clock.advance(90)
+    assert cache.get("prod/db").string == "v2"
+    assert not fetch_threads()
+
+
+def test_where_no_thread_can_be_started_the_reader_fetches_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So it is while the interpreter shuts down, from Python 3.12 on, and at the limit of a container."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    # The test server needs threads too, so the answer comes from a source in this process.
+    with monkeypatch.context() as patch, SecretCache(source=FakeSource(version)) as cache:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert cache.get("prod/db").string == "value 1"
+
+
+def test_a_source_that_raises_anything_is_reported_and_leaves_nobody_waiting(together: Together) -> None:
+    def fail(secret_id: str) -> Secret:
+        raise ZeroDivisionError
+
+    source = FakeSource(fail)
+    with SecretCache(source=source) as cache:
+        results = together(10, lambda: cache.get("prod/db"))
+        assert {type(error) for error in results} == {SourceFailed}
+        assert {type(error.__cause__) for error in results} == {ZeroDivisionError}
+        assert source.fetched == ["prod/db"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
+def test_a_fetch_that_ends_the_thread_leaves_nobody_waiting(together: Together) -> None:
+    """SystemExit in a source is nobody's answer: the next reader asks again."""
+    answers: list[BaseException | None] = [SystemExit(), None]
+
+    def leave_once(secret_id: str) -> Secret:
+        error = answers.pop(0)
+        if error is not None:
+            raise error
+        return version(secret_id)
+
+    with SecretCache(source=FakeSource(leave_once)) as cache:
+        assert cache.get("prod/db").string == "value 1"
+
+
+def test_a_fetch_sees_its_readers_context_and_a_refresh_in_the_background_does_not(clock: Clock) -> None:
+    request_id = contextvars.ContextVar("request_id", default="none")
+    seen: list[str] = []
+
+    def answer(secret_id: str) -> Secret:
+        seen.append(request_id.get())
+        return version(secret_id)
+
+    with SecretCache(source=FakeSource(answer), clock=clock) as cache:
+        request_id.set("first")
+        cache.get("prod/db")
+        clock.advance(260)
+        cache.get("prod/db")
+        for thread in fetch_threads():
+            thread.join(30)
+    assert seen == ["first", "none"]
+
+
+def test_prefetch_from_a_source_without_batches_fetches_one_by_one() -> None:
+    def answer(secret_id: str) -> Secret:
+        if secret_id == "bad":
+            raise ZeroDivisionError
+        return version(secret_id)
+
+    source = FakeSource(answer)
+    with SecretCache(source=source) as cache:
+        errors = cache.prefetch(["a", "bad", "b", "a"])
+        assert {name: type(error) for name, error in errors.items()} == {"bad": SourceFailed}
+        assert sorted(source.fetched) == ["a", "b", "bad"]
+        assert cache.metrics.snapshot().hits == 0
+        cache.get("a")
+        assert cache.metrics.snapshot().hits == 1
+
+
+def test_a_prefetch_that_takes_too_long_reports_what_is_missing(aws: SecretsManager) -> None:
+    aws.create("a", "v")
+    cache = SecretCache(aws.client(), config=CacheConfig(fetch_timeout=0.2, negative_ttl=0))
+    with aws.inject(hang(), times=None, operation="BatchGetSecretValue"):
+        assert {name: type(error) for name, error in cache.prefetch(["a"]).items()} == {"a": FetchTimeout}
+    assert cache.get("a").string == "v"
+    cache.close()
