@@ -84,6 +84,7 @@ class Entry:
     __slots__ = (
         "count",
         "deadline",
+        "denied",
         "failures",
         "flight_number",
         "fresh_until",
@@ -102,6 +103,7 @@ class Entry:
         self.fresh_until = -math.inf
         self.stale_until = -math.inf
         self.retry_at = -math.inf  # the next refresh is not started before
+        self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
         self.failures = 0  # refreshes failed in a row because AWS was unavailable
 
     @property
@@ -346,6 +348,7 @@ class Core(Generic[Waiter]):
         self._link(entry)
         entry.count = self.metrics.hits.bump
         entry.flight_number = flight_number
+        entry.denied = False
         entry.failures = 0
         entry.retry_at = -math.inf
         entry.fresh_until = fresh_until
@@ -369,8 +372,8 @@ class Core(Generic[Waiter]):
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
         elif now < entry.fresh_until:
-            entry.stale_until = entry.retry_at = entry.fresh_until
-            entry.deadline = entry.fresh_until
+            entry.denied = True
+            entry.deadline = entry.stale_until = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
             self._refusals[key] = (error, now + self.config.negative_ttl)
@@ -426,7 +429,8 @@ class Core(Generic[Waiter]):
         self.departed += 1
         flight = Flight(key, self.departed, now + self.config.fetch_timeout, self._waiter())
         flight.background = background
-        flight.known = self.peek(key)
+        entry = self._table.get(key)
+        flight.known = None if entry is None or entry.denied else entry.secret
         self._in_background += background
         self._flights[key] = flight
         return flight

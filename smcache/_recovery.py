@@ -17,6 +17,7 @@ version labelled AWSPENDING, while AWSCURRENT is still the old password.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -91,6 +92,7 @@ class Inquiry:
         "polls",
         "refused_at",
         "since",
+        "superseded",
         "version_id",
         "window_ends",
     )
@@ -110,16 +112,14 @@ class Inquiry:
         self.pending: Secret | None = None
         self.pending_state: Literal["unasked", "offered", "absent", "refused", "unreadable"] = "unasked"
         self.polls = 0
-        self.due = now  # of the next poll
+        self.due = math.inf  # of the next poll
         self.window_ends = now
         self.over_at: float | None = None  # concluded: no requests before
+        self.superseded = False  # the server takes another version instead
 
     def is_open(self, now: float) -> bool:
         """Tell whether somebody is finding out; a call that was cancelled half-way leaves it to its expiry."""
-        return self.over_at is None and now < self.expires
-
-    def is_over(self) -> bool:
-        return self.over_at is not None
+        return self.over_at is None and not self.superseded and now < self.expires
 
     def cools(self, now: float) -> bool:
         return self.over_at is not None and now < self.over_at
@@ -138,6 +138,12 @@ class Case:
         self.inquiries: dict[str, Inquiry] = {}
         self.accepted: Secret | None = None  # an AWSPENDING version that the server takes,
         self.accepted_over = ""  # for as long as this version is AWSCURRENT
+
+    def under_way(self, inquiry: Inquiry, now: float) -> Inquiry:
+        """Return the open inquiry that answers for this one: itself, or if superseded, the latest of all."""
+        if not inquiry.superseded:
+            return inquiry
+        return next((other for other in reversed(self.inquiries.values()) if other.is_open(now)), inquiry)
 
 
 class Recovery:
@@ -167,7 +173,8 @@ class Recovery:
             case.accepted = None  # AWSCURRENT has moved
         if case.accepted is not None:
             return call, self._try(call, case.accepted)
-        inquiry = case.inquiries.get(current.version_id)
+        known = case.inquiries.get(current.version_id)
+        inquiry = None if known is None else case.under_way(known, now)
         if inquiry is None or not inquiry.is_open(now):
             return call, self._try(call, current)
         call.inquiry = inquiry  # known to be rejected, and others are finding out why: no login is wasted
@@ -175,11 +182,15 @@ class Recovery:
 
     def step(self, call: Call, current: Secret | None, now: float) -> Step:
         """Decide what a call does that has failed, or has learnt something since."""
-        inquiry = _inquiry_of(call)
-        other = self._another(call, inquiry, current, now)
+        case = self._cases.get(_case_key(call.first)) or Case()
+        inquiry = call.inquiry = case.under_way(_inquiry_of(call), now)
+        other = self._another(call, case, inquiry, current, now)
         if other is not None:
             return self._try(call, other)
-        if inquiry.is_over():
+        if inquiry.superseded:  # by a version that is itself no longer taken
+            self._open(inquiry, now)
+            inquiry.account_only = False
+        if inquiry.over_at is not None:
             return self._give_up(call)
         if inquiry.answer is None:
             return Ask(AWSCURRENT, inquiry.since)
@@ -192,9 +203,8 @@ class Recovery:
             return Ask(AWSCURRENT, inquiry.poll_since)
         return Wait(min(inquiry.due, inquiry.window_ends) - now)
 
-    def _another(self, call: Call, inquiry: Inquiry, current: Secret | None, now: float) -> Secret | None:
+    def _another(self, call: Call, case: Case, inquiry: Inquiry, current: Secret | None, now: float) -> Secret | None:
         """Return a version worth a login that this call has not tried."""
-        case = self._cases.get(_case_key(call.first)) or Case()
         pending = inquiry.pending if inquiry.pending_state == "offered" else None
         for secret in (current, inquiry.answer, case.accepted, pending):
             if secret is None or secret.version_id in call.tried:
@@ -219,7 +229,7 @@ class Recovery:
 
     # --- what came of it ----------------------------------------------------------------------------------
 
-    def accepted(self, call: Call, secret: Secret, current: Secret | None, now: float) -> bool:
+    def accepted(self, call: Call, secret: Secret, current: Secret | None) -> bool:
         """Take in that the server took a version; return whether it now serves in AWSCURRENT's place."""
         self._metrics.auth_recoveries += bool(call.tried)
         key = _case_key(call.first)
@@ -233,7 +243,7 @@ class Recovery:
             del self._cases[key]
             return False
         for version_id in call.tried & case.inquiries.keys():
-            self._conclude(case.inquiries[version_id], now, doubling=False)
+            case.inquiries[version_id].superseded = True
         if call.inquiry is None or not call.inquiry.offered(secret.version_id):
             return False
         case.inquiries.pop(secret.version_id, None)
@@ -260,7 +270,7 @@ class Recovery:
                 del case.inquiries[next(iter(case.inquiries))]
             inquiry = case.inquiries[secret.version_id] = Inquiry(secret.version_id, self._config.auth_cooldown)
             self._open(inquiry, now)
-        elif not inquiry.is_open(now) and not inquiry.cools(now):
+        elif not inquiry.is_open(now) and not inquiry.cools(now) and not inquiry.superseded:
             self._open(inquiry, now)
         inquiry.account_only = inquiry.account_only and verdict == "account"
         call.inquiry = inquiry
@@ -320,7 +330,7 @@ class Recovery:
         return pause * (1 - 0.5 * self._jitter())
 
     def _conclude(self, inquiry: Inquiry, now: float, *, doubling: bool) -> None:
-        if inquiry.is_over():
+        if inquiry.over_at is not None:
             return
         inquiry.over_at = now + inquiry.cooldown
         if doubling:

@@ -8,7 +8,6 @@ the one who caused it included, waits no longer than its deadline, whatever the 
 from __future__ import annotations
 
 import contextvars
-import logging
 import os
 import random
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from smcache import auth
 from smcache._core import AWSCURRENT, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
 from smcache._factory import Placement, Started, refuse_async
+from smcache._listeners import Listeners, log_failed_callback
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
 from smcache.config import CacheConfig
 from smcache.errors import (
@@ -52,7 +52,6 @@ BATCH_SIZE = 20  # secrets in one BatchGetSecretValue; source: botocore's model,
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
-logger = logging.getLogger("smcache")
 
 
 class SecretCache:
@@ -91,7 +90,7 @@ class SecretCache:
         self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event)
         self._recovery = Recovery(config, self.metrics, jitter, lambda: self._core.departed)
         self._hot = self._core.hot
-        self._listeners: list[tuple[str, Callable[[Secret, Secret], object]]] = []
+        self._listeners = Listeners()
         self._closed = False
         # A thread left behind on Lambda is frozen with the process when the handler returns.
         self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
@@ -219,17 +218,7 @@ class SecretCache:
             A function that takes the callback off again.
         """
         check_key(Key(secret_id))
-        if not callable(callback):
-            raise InvalidArgument(f"on_rotation() takes a function, not {type(callback).__name__}")
-        listener = (secret_id, callback)
-        with self._lock:
-            self._listeners.append(listener)
-
-        def cancel() -> None:
-            with self._lock:
-                self._listeners = [other for other in self._listeners if other is not listener]
-
-        return cancel
+        return self._listeners.add(secret_id, callback)
 
     def close(self) -> None:
         """Forget all values and close the client, if the cache made it. Closing twice is fine."""
@@ -327,7 +316,8 @@ class SecretCache:
         refused: list[Result] = []
         current = self.get(key.secret_id)
         with self._lock:
-            call, step = self._recovery.begin(current, self._clock())
+            # What the cache holds by now: a version that is already gone would be taken for a rotation.
+            call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
         try:
             while not isinstance(step, GiveUp):
                 if isinstance(step, Try):
@@ -359,9 +349,8 @@ class SecretCache:
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
         with self._lock:
-            now = self._clock()
-            if self._recovery.accepted(call, secret, self._core.peek(key), now):
-                self._core.expect_change(key, now + self._config.rotation_window)
+            if self._recovery.accepted(call, secret, self._core.peek(key)):
+                self._core.expect_change(key, self._clock() + self._config.rotation_window)
 
     def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
         """Learn what AWS says of a rejected version, or wait until it may say something else."""
@@ -529,15 +518,11 @@ class SecretCache:
             flight.done.set()
 
     def _announce(self, rotation: Rotation) -> None:
-        old, new = rotation.old, rotation.new
-        logger.info("%s rotated from version %s to %s", new.name, old.version_id, new.version_id)
-        names = (rotation.key.secret_id, new.name, new.arn)
-        for secret_id, callback in self._listeners:
-            if secret_id in names:
-                try:
-                    callback(old, new)
-                except Exception:
-                    logger.exception("on_rotation callback of %s failed", secret_id)
+        for callback in self._listeners.concerned(rotation):
+            try:
+                callback(rotation.old, rotation.new)
+            except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                log_failed_callback(rotation, error)
 
 
 def _checked_config(config: CacheConfig | None) -> CacheConfig:

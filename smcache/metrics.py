@@ -151,8 +151,10 @@ class Metrics:
         """Return all counts at one moment, priced by ``prices`` (AWS's list price by default)."""
         prices = prices or CostModel()
         with self._guard:
+            # Copied first: an event loop in another thread counts on meanwhile.
+            calls_by_operation, errors_by_code = dict(self.calls_by_operation), dict(self.errors_by_code)
             hits, stale_served = self.hits.value(), self.stale_served.value()
-            api_calls = sum(self.calls_by_operation.values())
+            api_calls = sum(calls_by_operation.values())
             avoided = hits + self.coalesced + stale_served - self.stale_after_waiting
             return MetricsSnapshot(
                 hits=hits,
@@ -160,7 +162,7 @@ class Metrics:
                 coalesced=self.coalesced,
                 stale_served=stale_served,
                 api_calls=api_calls,
-                api_errors=sum(self.errors_by_code.values()),
+                api_errors=sum(errors_by_code.values()),
                 throttles=self.throttles,
                 retries=self.retries,
                 backoff_seconds=self.backoff_seconds,
@@ -170,8 +172,8 @@ class Metrics:
                 auth_unrecovered=self.auth_unrecovered,
                 api_cost_usd=prices.calls(api_calls),
                 api_cost_avoided_usd=prices.calls(avoided),
-                calls_by_operation=dict(self.calls_by_operation),
-                errors_by_code=dict(self.errors_by_code),
+                calls_by_operation=calls_by_operation,
+                errors_by_code=errors_by_code,
                 latency_buckets=tuple(self._latency_buckets),
                 latency_seconds=self._latency_seconds,
             )

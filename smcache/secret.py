@@ -56,12 +56,11 @@ class Secret:
         put(self, "stages", tuple(stages))
         put(self, "created_at", created_at)
         put(self, "_fields", None)
-        put(self, "_value", "")
-        if not isinstance(value, (str, bytes)):
+        put(self, "_value", value if _is_value(value) else "")
+        if not _is_value(value):
             kind = type(value).__name__
             del value  # a traceback shows its frames' locals
             raise InvalidArgument(f"a secret's value is str or bytes, not {kind}", secret_id=name)
-        put(self, "_value", value)
 
     @property
     def string(self) -> str:
@@ -168,6 +167,10 @@ class SecretFields(dict[str, Any]):
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a secret's fields are not pickled, so that they stay in this process")
+
+
+def _is_value(value: object) -> bool:
+    return isinstance(value, (str, bytes))
 
 
 def _parse_object(text: str) -> SecretFields | str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from smcache.errors import SecretCacheError
     from smcache.secret import Secret
 
-__all__ = ["Answer", "BatchSource", "Source", "VersionSource"]
+__all__ = ["Answer", "AsyncBatchSource", "AsyncSource", "AsyncVersionSource", "BatchSource", "Source", "VersionSource"]
 
 Value_co = TypeVar("Value_co", covariant=True)
 
@@ -71,4 +71,39 @@ class BatchSource(Source, Protocol):
         Raises:
             SecretCacheError: The request failed as a whole.
         """
+        ...
+
+
+@runtime_checkable
+class AsyncSource(Protocol):
+    """``Source`` as coroutines. Called from one event loop; when another takes over, ``leave_loop`` comes first."""
+
+    async def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
+        """Return one version of a secret; see ``Source.fetch``."""
+        ...
+
+    def leave_loop(self) -> None:
+        """Let go of what belongs to an event loop that has ended."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections the source has made."""
+        ...
+
+
+@runtime_checkable
+class AsyncVersionSource(AsyncSource, Protocol):
+    """``VersionSource`` as coroutines."""
+
+    async def describe(self, secret_id: str) -> Answer[Mapping[str, str]]:
+        """Return the version id under each staging label; see ``VersionSource.describe``."""
+        ...
+
+
+@runtime_checkable
+class AsyncBatchSource(AsyncSource, Protocol):
+    """``BatchSource`` as coroutines."""
+
+    async def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
+        """Return AWSCURRENT of up to 20 secrets; see ``BatchSource.fetch_batch``."""
         ...

@@ -88,12 +88,8 @@ class BotoSource:
     """
 
     def __init__(self, client: Any = None, *, fetch_timeout: float = 10.0) -> None:
-        if client is not None and not callable(getattr(client, "get_secret_value", None)):
-            raise InvalidArgument(
-                f"client= has no get_secret_value: {type(client).__name__}",
-                hint='pass boto3.client("secretsmanager")',
-            )
         if client is not None:
+            check_client(client)
             keep_out_of_logs()
         self._client = client
         self._is_ours = client is None
@@ -102,12 +98,7 @@ class BotoSource:
 
     def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
         """Return one version by GetSecretValue; see ``Source.fetch``."""
-        wanted = {"SecretId": secret_id}
-        if stage is not None:
-            wanted["VersionStage"] = stage
-        if version_id is not None:
-            wanted["VersionId"] = version_id
-        return self._call("get_secret_value", secret_id, wanted, secret_from)
+        return self._call("get_secret_value", secret_id, wanted(secret_id, stage, version_id), secret_from)
 
     def describe(self, secret_id: str) -> Answer[Mapping[str, str]]:
         """Return the version id under each staging label, by DescribeSecret; see ``VersionSource.describe``."""
@@ -115,11 +106,8 @@ class BotoSource:
 
     def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
         """Return up to 20 secrets by BatchGetSecretValue; see ``BatchSource.fetch_batch``."""
-
-        def by_id(response: Mapping[str, Any], _: str) -> Mapping[str, Secret | SecretCacheError]:
-            return batch_from(response, secret_ids)
-
-        return self._call("batch_get_secret_value", "", {"SecretIdList": list(secret_ids)}, by_id)
+        ids = list(secret_ids)
+        return self._call("batch_get_secret_value", "", {"SecretIdList": ids}, lambda told, _: batch_from(told, ids))
 
     def close(self) -> None:
         """Close the client's connections, if the client was made here."""
@@ -131,14 +119,14 @@ class BotoSource:
         self,
         method: str,
         secret_id: str,
-        wanted: Mapping[str, Any],
+        parameters: Mapping[str, Any],
         parse: Callable[[Mapping[str, Any], str], Any],
     ) -> Answer[Any]:
         response: Any = None
         try:
             client = self._make_client() if self._client is None else self._client
-            response = getattr(client, method)(**wanted)
-            return Answer(parse(response, secret_id), 1 + _hidden_retries(response))
+            response = getattr(client, method)(**parameters)
+            return Answer(parse(response, secret_id), 1 + hidden_retries(response))
         except SecretCacheError as error:
             failure = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - whatever a client raises is translated and kept as the cause
@@ -153,14 +141,37 @@ class BotoSource:
                 from botocore.config import Config  # noqa: PLC0415
 
                 keep_out_of_logs()
-                config = Config(
-                    user_agent_extra=f"smcache/{__version__}",
-                    retries={"mode": "standard", "total_max_attempts": 1},
-                    connect_timeout=self._fetch_timeout / 4,
-                    read_timeout=self._fetch_timeout / 2,
-                )
+                config = Config(**client_settings(self._fetch_timeout))
                 self._client = botocore.session.get_session().create_client("secretsmanager", config=config)
             return self._client
+
+
+def check_client(client: object) -> None:
+    """Refuse what is no client of Secrets Manager.
+
+    Raises:
+        InvalidArgument: It has no ``get_secret_value``.
+    """
+    if not callable(getattr(client, "get_secret_value", None)):
+        raise InvalidArgument(
+            f"client= has no get_secret_value: {type(client).__name__}", hint='pass boto3.client("secretsmanager")'
+        )
+
+
+def client_settings(fetch_timeout: float) -> dict[str, Any]:
+    """Return the arguments of botocore's ``Config`` for a client made here."""
+    return {
+        "user_agent_extra": f"smcache/{__version__}",
+        "retries": {"mode": "standard", "total_max_attempts": 1},
+        "connect_timeout": fetch_timeout / 4,
+        "read_timeout": fetch_timeout / 2,
+    }
+
+
+def wanted(secret_id: str, stage: str | None, version_id: str | None) -> dict[str, str]:
+    """Return the parameters of GetSecretValue."""
+    parameters = {"SecretId": secret_id, "VersionStage": stage, "VersionId": version_id}
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def secret_from(response: Mapping[str, Any], secret_id: str) -> Secret:
@@ -257,7 +268,7 @@ def _from_client_error(error: ClientError, secret_id: str) -> SecretCacheError:
     message = str(told.get("Error", {}).get("Message", ""))[:LONGEST_MESSAGE]
     status = told.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     kind = _error_kind(code, message, status)
-    return kind(message, secret_id=secret_id, code=code, requests=1 + _hidden_retries(told))
+    return kind(message, secret_id=secret_id, code=code, requests=1 + hidden_retries(told))
 
 
 def _error_kind(code: str, message: str, status: int) -> type[SecretCacheError]:
@@ -271,7 +282,7 @@ def _error_kind(code: str, message: str, status: int) -> type[SecretCacheError]:
     return Unavailable if status >= SERVER_ERROR else RequestRejected
 
 
-def _hidden_retries(response: Mapping[str, Any]) -> int:
+def hidden_retries(response: Mapping[str, Any]) -> int:
     """Return how often the client itself repeated the request."""
     retries = response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
     return retries if isinstance(retries, int) else 0

@@ -1,0 +1,182 @@
+"""Secrets Manager for asyncio: through aiobotocore where it is installed, otherwise through botocore in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import importlib.util
+import threading
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from smcache.errors import SecretCacheError
+from smcache.sources import Answer
+from smcache.sources.boto import (
+    BotoSource,
+    batch_from,
+    check_client,
+    client_settings,
+    hidden_retries,
+    keep_out_of_logs,
+    secret_from,
+    translate,
+    versions_from,
+    wanted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from smcache.secret import Secret
+
+__all__ = ["AioBotoSource", "ThreadedBotoSource", "async_source"]
+
+Value = TypeVar("Value")
+
+
+def async_source(client: Any, fetch_timeout: float) -> AioBotoSource | ThreadedBotoSource:
+    """Return the source for a client of the user, or without one, for what is installed.
+
+    Raises:
+        InvalidArgument: The client has no ``get_secret_value``.
+    """
+    if client is None:
+        is_aio = importlib.util.find_spec("aiobotocore") is not None
+    else:
+        check_client(client)
+        is_aio = any(kind.__module__.startswith("aiobotocore") for kind in type(client).__mro__)
+    if is_aio:
+        return AioBotoSource(client, fetch_timeout=fetch_timeout)
+    return ThreadedBotoSource(BotoSource(client, fetch_timeout=fetch_timeout))
+
+
+class AioBotoSource:
+    """Secrets Manager through an aiobotocore client: the one given, or one made on first use in the running loop.
+
+    Its settings are those of ``BotoSource``'s.
+
+    Args:
+        client: An aiobotocore client of the loop the cache is used in; its own retries are respected and counted.
+        fetch_timeout: How long a fetch may take in all, in seconds.
+    """
+
+    def __init__(self, client: Any = None, *, fetch_timeout: float = 10.0) -> None:
+        keep_out_of_logs()
+        self._client = client
+        self._is_ours = client is None
+        self._fetch_timeout = fetch_timeout
+        self._making: asyncio.Lock | None = None
+        self._exits = AsyncExitStack()
+
+    async def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
+        """Return one version by GetSecretValue; see ``Source.fetch``."""
+        return await self._call("get_secret_value", secret_id, wanted(secret_id, stage, version_id), secret_from)
+
+    async def describe(self, secret_id: str) -> Answer[Mapping[str, str]]:
+        """Return the version id under each staging label, by DescribeSecret; see ``VersionSource.describe``."""
+        return await self._call("describe_secret", secret_id, {"SecretId": secret_id}, versions_from)
+
+    async def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
+        """Return up to 20 secrets by BatchGetSecretValue; see ``BatchSource.fetch_batch``."""
+        ids = list(secret_ids)
+        return await self._call(
+            "batch_get_secret_value", "", {"SecretIdList": ids}, lambda told, _: batch_from(told, ids)
+        )
+
+    def leave_loop(self) -> None:
+        """Forget the client made in a loop that has ended; it cannot be closed any more."""
+        if self._is_ours:
+            self._client = None
+            self._making = None
+            self._exits = AsyncExitStack()
+
+    async def close(self) -> None:
+        """Close the client, if it was made here."""
+        if self._is_ours:
+            self._client = None
+            await self._exits.aclose()
+
+    async def _call(
+        self,
+        method: str,
+        secret_id: str,
+        parameters: Mapping[str, Any],
+        parse: Callable[[Mapping[str, Any], str], Any],
+    ) -> Answer[Any]:
+        response: Any = None
+        try:
+            client = await self._make_client() if self._client is None else self._client
+            response = await getattr(client, method)(**parameters)
+            return Answer(parse(response, secret_id), 1 + hidden_retries(response))
+        except SecretCacheError as error:
+            failure = error.with_traceback(None)
+        except Exception as error:  # noqa: BLE001 - whatever a client raises is translated and kept as the cause
+            failure = translate(error, secret_id)
+        response = None  # a traceback shows its frames' locals
+        raise failure
+
+    async def _make_client(self) -> Any:
+        if self._making is None:
+            self._making = asyncio.Lock()
+        async with self._making:
+            if self._client is None:
+                from aiobotocore.config import AioConfig  # noqa: PLC0415 - heavy, and in an extra
+                from aiobotocore.session import get_session  # noqa: PLC0415
+
+                config = AioConfig(**client_settings(self._fetch_timeout))
+                making = get_session().create_client("secretsmanager", config=config)
+                self._client = await self._exits.enter_async_context(making)
+            return self._client
+
+
+class ThreadedBotoSource:
+    """Secrets Manager through ``BotoSource``, each call in a thread of its own; one under way cannot be cut short."""
+
+    def __init__(self, source: BotoSource) -> None:
+        self._source = source
+
+    async def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
+        """Return one version by GetSecretValue; see ``Source.fetch``."""
+        return await in_thread(lambda: self._source.fetch(secret_id, stage, version_id))
+
+    async def describe(self, secret_id: str) -> Answer[Mapping[str, str]]:
+        """Return the version id under each staging label, by DescribeSecret; see ``VersionSource.describe``."""
+        return await in_thread(lambda: self._source.describe(secret_id))
+
+    async def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
+        """Return up to 20 secrets by BatchGetSecretValue; see ``BatchSource.fetch_batch``."""
+        return await in_thread(lambda: self._source.fetch_batch(secret_ids))
+
+    def leave_loop(self) -> None:
+        """Do nothing: no client of threads belongs to a loop."""
+
+    async def close(self) -> None:
+        """Close the client's connections, if the client was made here."""
+        self._source.close()
+
+
+async def in_thread(call: Callable[[], Value]) -> Value:
+    """Return what a call returns in a thread of its own.
+
+    The loop's own executor has few threads, which calls that hang would hold, and ``asyncio.run`` waits for them.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Value] = loop.create_future()
+
+    def finish(settle: Callable[[Any], None], outcome: object) -> None:
+        if not done.done():
+            settle(outcome)
+
+    def run() -> None:
+        settle: Callable[[Any], None]
+        outcome: object
+        try:
+            settle, outcome = done.set_result, call()
+        except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits
+            settle, outcome = done.set_exception, error
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, settle, outcome)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="smcache-fetch", daemon=True).start()
+    return await done
