@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from smcache.aio import AsyncSecretCache
     from smcache.auth import is_auth_error
     from smcache.cache import SecretCache
     from smcache.config import CacheConfig
@@ -48,12 +49,14 @@ if TYPE_CHECKING:
         Throttled,
         Unavailable,
         WrongKind,
+        WrongLoop,
     )
     from smcache.metrics import CostModel, MetricsSnapshot
     from smcache.secret import Secret
 
 __all__ = [
     "AccessDenied",
+    "AsyncSecretCache",
     "CacheClosed",
     "CacheConfig",
     "CostModel",
@@ -79,10 +82,12 @@ __all__ = [
     "Throttled",
     "Unavailable",
     "WrongKind",
+    "WrongLoop",
     "is_auth_error",
 ]
 
 _HOMES = {
+    "AsyncSecretCache": "aio",
     "CacheConfig": "config",
     "CostModel": "metrics",
     "MetricsSnapshot": "metrics",

@@ -254,7 +254,7 @@ class Core(Generic[Waiter]):
             if flight.error is not None:
                 return self._after_failure(flight, flight.error, now, since)
         if now >= until:
-            return self._after_failure(flight, self._timeout(flight), now, since)
+            return self._after_failure(flight, self.timeout(flight), now, since)
         if flight.secret is None and flight.error is None and self._flights.get(flight.key) is flight:
             return Join(flight)  # woken early
         return self.read(flight.key, now) if since is None else self.ask(flight.key, now, since)
@@ -408,6 +408,11 @@ class Core(Generic[Waiter]):
         for key in [key for key in self._refusals if secret_id in (None, key.secret_id)]:
             del self._refusals[key]
 
+    def leave_flights(self) -> None:
+        """Give up all flights: the loop or process they were made in is no more."""
+        for flight in list(self._flights.values()):
+            self._forget(flight)
+
     def expect_change(self, key: Key, by: float) -> None:
         """Have the value refreshed at ``by`` at the latest: it is known to change soon."""
         entry = self._table.get(key)
@@ -443,9 +448,10 @@ class Core(Generic[Waiter]):
         return flight
 
     def _expire(self, flight: Flight[Waiter], now: float) -> None:
-        self.failed(flight, self._timeout(flight), now)
+        self.failed(flight, self.timeout(flight), now)
 
-    def _timeout(self, flight: Flight[Waiter]) -> FetchTimeout:
+    def timeout(self, flight: Flight[Waiter]) -> FetchTimeout:
+        """Return the error of a flight that is overdue."""
         limit = self.config.fetch_timeout
         error = FetchTimeout(f"no answer from AWS within {limit:g} s", secret_id=flight.key.secret_id)
         error.__cause__ = flight.trouble

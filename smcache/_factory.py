@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 from smcache.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from types import TracebackType
 
     from smcache.secret import Secret
@@ -55,12 +55,13 @@ class Placement:
         if not callable(function):
             raise InvalidArgument(f"@retry_on_auth_error decorates functions, not {type(function).__name__}")
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
-        if not inspect.isgeneratorfunction(function) and inspect.isgeneratorfunction(inspect.unwrap(function)):
+        inner = inspect.unwrap(function)
+        if inner is not function and (inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)):
             raise InvalidArgument(
                 f"{self.name}() connects when it is entered, not when it is called",
                 hint="put @contextmanager above, and @retry_on_auth_error below it",
             )
-        self.is_generator = inspect.isgeneratorfunction(function)
+        self.is_generator = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self._function = function
         self._parameter = parameter
         whole = inspect.signature(function)
@@ -75,10 +76,8 @@ class Placement:
         self._positional_only = place.kind is place.POSITIONAL_ONLY
         self._index = None if place.kind is place.KEYWORD_ONLY else list(whole.parameters).index(parameter)
 
-    def put(
-        self, secret: Secret, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the caller's arguments with the secret in its place."""
+    def call(self, secret: Secret, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Call the function with its caller's arguments, and with the secret in its place."""
         if self._parameter in kwargs:
             raise TypeError(
                 f"{self.name}() got an unexpected keyword argument {self._parameter!r}: the cache passes it"
@@ -89,8 +88,20 @@ class Placement:
             bound.apply_defaults()
             args, kwargs = bound.args, bound.kwargs
         if index is not None and (len(args) > index or self._positional_only):
-            return (*args[:index], secret, *args[index:]), dict(kwargs)
-        return args, {**kwargs, self._parameter: secret}
+            return self._function(*args[:index], secret, *args[index:], **kwargs)
+        return self._function(*args, **kwargs, **{self._parameter: secret})
+
+    def refuse_looking_at_results(self, *looks: object) -> None:
+        """Refuse ``auth_result`` and ``probe``, which look at what is returned, for a generator function.
+
+        Raises:
+            InvalidArgument: One of them was given.
+        """
+        if any(look is not None for look in looks):
+            raise InvalidArgument(
+                f"{self.name}() is a generator function: auth_result= and probe= look at what is returned",
+                hint="log in before the yield, and raise there",
+            )
 
     def present(self, wrapper: Callable[..., Any]) -> Callable[..., Any]:
         """Make the wrapper look like the function, less the secret."""
@@ -132,6 +143,47 @@ class Started(Generator[Any, Any, Any]):
     def close(self) -> None:
         """Close the generator."""
         self._generator.close()
+
+
+class StartedAsync:
+    """An async generator that has been run up to a yield: its value, until it has ended."""
+
+    def __init__(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self.generator = generator
+        self.value: Any = None
+        self.ended = False
+
+    @classmethod
+    async def start(cls, generator: AsyncGenerator[Any, Any]) -> StartedAsync:
+        """Run a generator up to its first yield."""
+        started = cls(generator)
+        await started.send(None)
+        return started
+
+    async def send(self, value: Any) -> None:
+        """Run on to the next yield."""
+        await self._run(self.generator.asend(value))
+
+    async def throw(self, error: BaseException) -> None:
+        """Raise an error at the yield, and run on to the next."""
+        await self._run(self.generator.athrow(error))
+
+    async def _run(self, step: Awaitable[Any]) -> None:
+        try:
+            self.value = await step
+        except StopAsyncIteration:
+            self.ended = True
+
+
+def refuse_sync(function: Callable[..., Any]) -> None:
+    """Refuse a factory that would block the loop.
+
+    Raises:
+        InvalidArgument: The function is not asynchronous.
+    """
+    if callable(function) and not is_async(function) and not isinstance(function, (classmethod, staticmethod)):
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise InvalidArgument(f"{name}() is not asynchronous", hint="make it `async def`, or use SecretCache")
 
 
 def refuse_async(function: Callable[..., Any]) -> None:

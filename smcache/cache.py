@@ -81,7 +81,7 @@ class SecretCache:
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._config = config = _checked_config(config)
+        self._config = config = checked_config(config)
         self._source = _checked_source(client, source, config)
         self._clock = clock
         self._sleep = sleep
@@ -183,9 +183,7 @@ class SecretCache:
             InvalidArgument: An id is none that AWS could accept; nothing was asked.
             CacheClosed: The cache has been closed.
         """
-        if isinstance(secret_ids, str):
-            raise InvalidArgument("prefetch() takes a list of ids, not one", hint=f"prefetch([{secret_ids!r}])")
-        keys = [check_key(Key(secret_id)) for secret_id in dict.fromkeys(secret_ids)]
+        keys = checked_ids(secret_ids)
         until = self._clock() + self._config.fetch_timeout
         with self._lock:
             self._refuse_closed()
@@ -275,34 +273,41 @@ class SecretCache:
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
             refuse_async(function)
             placement = Placement(function, parameter)
-
-            def connect(*args: Any, **kwargs: Any) -> Any:
-                def attempt(secret: Secret) -> Any:
-                    placed, named = placement.put(secret, args, kwargs)
-                    result = function(*placed, **named)
-                    if probe is not None:
-                        probe(result)
-                    return result
-
-                return self._recover(key, attempt, is_auth_error, auth_result)
-
-            def connect_and_yield(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-                def attempt(secret: Secret) -> Started:
-                    placed, named = placement.put(secret, args, kwargs)
-                    return Started(function(*placed, **named))
-
-                return (yield from self._recover(key, attempt, is_auth_error, None))
-
-            if not placement.is_generator:
-                return placement.present(connect)
-            if auth_result or probe:
-                raise InvalidArgument(
-                    f"{placement.name}() is a generator function: auth_result= and probe= look at what is returned",
-                    hint="log in before the yield, and raise there",
-                )
-            return placement.present(connect_and_yield)
+            if placement.is_generator:
+                placement.refuse_looking_at_results(auth_result, probe)
+                return placement.present(self._retrying_generator(key, placement, is_auth_error))
+            return placement.present(self._retrying_function(key, placement, is_auth_error, auth_result, probe))
 
         return decorate
+
+    def _retrying_function(
+        self,
+        key: Key,
+        placement: Placement,
+        judge: Callable[[Exception], Verdict | bool | None],
+        auth_result: Callable[[Any], bool] | None,
+        probe: Callable[[Any], object] | None,
+    ) -> Callable[..., Any]:
+        def connect(*args: Any, **kwargs: Any) -> Any:
+            def attempt(secret: Secret) -> Any:
+                result = placement.call(secret, args, kwargs)
+                if probe is not None:
+                    probe(result)
+                return result
+
+            return self._recover(key, attempt, judge, auth_result)
+
+        return connect
+
+    def _retrying_generator(
+        self, key: Key, placement: Placement, judge: Callable[[Exception], Verdict | bool | None]
+    ) -> Callable[..., Any]:
+        def connect(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            return (
+                yield from self._recover(key, lambda secret: Started(placement.call(secret, args, kwargs)), judge, None)
+            )
+
+        return connect
 
     def _recover(
         self,
@@ -525,7 +530,12 @@ class SecretCache:
                 log_failed_callback(rotation, error)
 
 
-def _checked_config(config: CacheConfig | None) -> CacheConfig:
+def checked_config(config: CacheConfig | None) -> CacheConfig:
+    """Return the configuration, or the default one.
+
+    Raises:
+        InvalidArgument: It is something else.
+    """
     if config is None:
         return CacheConfig()
     if not isinstance(config, CacheConfig):
@@ -533,15 +543,35 @@ def _checked_config(config: CacheConfig | None) -> CacheConfig:
     return config
 
 
-def _checked_source(client: object, source: Source | None, config: CacheConfig) -> Source:
-    if client is not None and source is not None:
+def checked_ids(secret_ids: Iterable[str]) -> list[Key]:
+    """Return the keys for a list of ids, each once.
+
+    Raises:
+        InvalidArgument: It is a string, or an id is none that AWS could accept.
+    """
+    if isinstance(secret_ids, str):
+        raise InvalidArgument("prefetch() takes a list of ids, not one", hint=f"prefetch([{secret_ids!r}])")
+    return [check_key(Key(secret_id)) for secret_id in dict.fromkeys(secret_ids)]
+
+
+def refuse_source(client: object, source: object, config: CacheConfig, kind: type, version_kind: type) -> None:
+    """Refuse a source that is none, that stands beside a client, or that cannot do what is configured.
+
+    Raises:
+        InvalidArgument: Which of these.
+    """
+    if client is not None:
         raise InvalidArgument("both client= and source= were given", hint="values come from one of them")
+    if not isinstance(source, kind):
+        raise InvalidArgument(
+            f"source= is no {kind.__name__}: {type(source).__name__}", hint=f"see smcache.sources.{kind.__name__}"
+        )
+    if config.check_version_first and not isinstance(source, version_kind):
+        raise InvalidArgument(f"check_version_first needs a source with describe(): {type(source).__name__}")
+
+
+def _checked_source(client: object, source: Source | None, config: CacheConfig) -> Source:
     if source is None:
         return BotoSource(client, fetch_timeout=config.fetch_timeout)
-    if not isinstance(source, Source):
-        raise InvalidArgument(
-            f"source= has no fetch() and close(): {type(source).__name__}", hint="see smcache.sources.Source"
-        )
-    if config.check_version_first and not isinstance(source, VersionSource):
-        raise InvalidArgument(f"check_version_first needs a source with describe(): {type(source).__name__}")
+    refuse_source(client, source, config, Source, VersionSource)
     return source

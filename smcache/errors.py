@@ -3,6 +3,7 @@
     SecretCacheError
     ├── InvalidArgument (ValueError)    the caller: the call or the configuration is wrong
     ├── CacheClosed                     the caller: the cache was used after close()
+    ├── WrongLoop (RuntimeError)        the caller: AsyncSecretCache was used outside its event loop
     ├── MissingExtra (ImportError)      the caller: an optional dependency is not installed
     ├── Denied                          AWS has answered, and asking again changes nothing
     │   ├── AccessDenied                  who writes the policies
@@ -57,6 +58,7 @@ __all__ = [
     "Throttled",
     "Unavailable",
     "WrongKind",
+    "WrongLoop",
 ]
 
 
@@ -123,6 +125,10 @@ class CacheClosed(SecretCacheError):
     """The cache was used after ``close()``."""
 
     default_hint = "make one cache for the life of the process and close it last"
+
+
+class WrongLoop(SecretCacheError, RuntimeError):
+    """``AsyncSecretCache`` was used without a running asyncio loop, or from a second one at the same time."""
 
 
 class MissingExtra(SecretCacheError, ImportError):

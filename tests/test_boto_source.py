@@ -110,7 +110,7 @@ class TestClientsOfTheUser:
         [
             ({"client": object()}, "no get_secret_value: object"),
             ({"client": "secretsmanager"}, "no get_secret_value: str"),
-            ({"source": object()}, r"no fetch\(\) and close\(\): object"),
+            ({"source": object()}, "is no Source: object"),
             ({"client": boto3, "source": BotoSource()}, "both client= and source="),
             ({"config": {"ttl": 5}}, "takes a CacheConfig, not dict"),
         ],

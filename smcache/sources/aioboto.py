@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import importlib.util
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smcache.errors import SecretCacheError
@@ -174,7 +174,7 @@ async def in_thread(call: Callable[[], Value]) -> Value:
             settle, outcome = done.set_result, call()
         except BaseException as error:  # noqa: BLE001 - it belongs to whoever awaits
             settle, outcome = done.set_exception, error
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(finish, settle, outcome)
 
     context = contextvars.copy_context()

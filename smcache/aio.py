@@ -1,0 +1,540 @@
+"""AsyncSecretCache: the asyncio driver.
+
+Decisions come from ``_core`` and ``_recovery``; this module performs them in one event loop. It has no lock, and no
+``await`` between calls of the core that belong together. A fetch is a task of its own, so that cancelling a reader
+cancels nothing but that reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import random
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from smcache import auth
+from smcache._core import AWSCURRENT, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._factory import Placement, StartedAsync, refuse_sync
+from smcache._listeners import Listeners, log_failed_callback
+from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
+from smcache.cache import BATCH_SIZE, checked_config, checked_ids, refuse_source
+from smcache.errors import (
+    CacheClosed,
+    FetchTimeout,
+    InvalidArgument,
+    MalformedResponse,
+    NoOtherVersion,
+    SecretCacheError,
+    SourceFailed,
+    WrongLoop,
+)
+from smcache.metrics import Metrics
+from smcache.secret import Secret
+from smcache.sources import AsyncBatchSource, AsyncSource, AsyncVersionSource
+from smcache.sources.aioboto import async_source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+
+    from typing_extensions import Self
+
+    from smcache._core import Flight, Rotation, Step
+    from smcache._factory import Decorator
+    from smcache._recovery import Ask
+    from smcache.auth import Verdict
+    from smcache.config import CacheConfig
+    from smcache.secret import SecretFields
+    from smcache.sources import Answer
+
+__all__ = ["AsyncSecretCache"]
+
+Done = asyncio.Future[None]
+Result = TypeVar("Result")
+Value = TypeVar("Value")
+
+
+class AsyncSecretCache:
+    """``SecretCache`` for asyncio: the same names, as coroutines. Make one for the life of the process.
+
+    It may be made before a loop runs. It belongs to the loop that first asks it for something AWS must be asked for;
+    when that loop has ended, the next one takes over the values and makes a new client. ``on_rotation`` and
+    ``retry_on_auth_error`` do not wait for anything and are plain methods.
+
+    Args:
+        client: An aiobotocore ``secretsmanager`` client, or boto3's, which is then called in threads. Without it, one
+            is made on first use from the usual settings, by aiobotocore if ``smcache[aio]`` is installed.
+        source: Where values come from instead of a client; see ``smcache.sources.AsyncSource``.
+        config: Times and sizes; see ``CacheConfig``.
+        clock: Returns seconds, never going back.
+        sleep: A coroutine function that waits for so many seconds.
+        jitter: Returns a number from 0 up to 1, at random.
+
+    Raises:
+        InvalidArgument: The client has no ``get_secret_value``, the source no coroutine ``fetch``, both were given,
+            or the source cannot do what the configuration asks for.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        source: AsyncSource | None = None,
+        config: CacheConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._config = config = checked_config(config)
+        self._source = _checked_source(client, source, config)
+        self._clock = clock
+        self._sleep = sleep
+        self.metrics = Metrics(threading.Lock())
+        self._core: Core[Done] = Core(config, self.metrics, jitter, lambda: asyncio.get_running_loop().create_future())
+        self._recovery = Recovery(config, self.metrics, jitter, lambda: self._core.departed)
+        self._hot = self._core.hot
+        self._listeners = Listeners()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        # A task left behind on Lambda is frozen with the process when the handler returns.
+        self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    async def get(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+        """Return a secret: from the cache at once and without yielding to the loop, or from AWS.
+
+        Arguments and errors are those of ``SecretCache.get``, and ``WrongLoop`` where AWS must be asked.
+        """
+        try:
+            if version_id is None and stage == AWSCURRENT:
+                entry = self._hot[secret_id]
+            else:
+                entry = self._hot[Key(secret_id, stage, version_id)]
+        except (KeyError, TypeError):  # TypeError: an id that cannot be hashed, to be refused below
+            pass
+        else:
+            if self._clock() < entry.deadline:
+                entry.count()
+                return entry.secret
+        return await self._read(check_key(Key(secret_id, stage, version_id)))
+
+    async def get_string(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
+        """Return a secret's value as text: ``(await get(...)).string``."""
+        return (await self.get(secret_id, stage=stage, version_id=version_id)).string
+
+    async def get_json(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
+        """Return a secret's JSON object, parsed once and read-only: ``(await get(...)).json()``."""
+        return (await self.get(secret_id, stage=stage, version_id=version_id)).json()
+
+    async def get_binary(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
+        """Return a secret's value as bytes: ``(await get(...)).binary``."""
+        return (await self.get(secret_id, stage=stage, version_id=version_id)).binary
+
+    async def refresh(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+        """Ask AWS now, whatever is cached, and return what it says; see ``SecretCache.refresh``."""
+        return await self._ask(check_key(Key(secret_id, stage, version_id)), None)
+
+    async def renew(self, rejected: Secret) -> Secret:
+        """Return a version other than the one a server has rejected; see ``SecretCache.renew``."""
+        if not isinstance(rejected, Secret):
+            raise InvalidArgument(f"renew() takes the rejected Secret, not {type(rejected).__name__}")
+        call = Call(rejected)
+        self._enter()
+        key = self._core.key_of(rejected)
+        self._recovery.rejected(call, rejected, "rejected", self._clock())
+        while True:
+            step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if isinstance(step, Try):
+                return step.secret
+            if isinstance(step, GiveUp):
+                raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
+            await self._find_out(call, key, step)
+
+    async def prefetch(self, secret_ids: Iterable[str]) -> dict[str, SecretCacheError]:
+        """Load the AWSCURRENT versions of many secrets, 20 a request; see ``SecretCache.prefetch``."""
+        keys = checked_ids(secret_ids)
+        until = self._clock() + self._config.fetch_timeout
+        self._enter()
+        lead, join = self._core.batch(keys, self._clock())
+        errors: dict[str, SecretCacheError] = {}
+        for start in range(0, len(lead), BATCH_SIZE):
+            self._launch(self._fly_batch(lead[start : start + BATCH_SIZE], errors))
+        for flight in lead + join:
+            await self._wait(flight, until)
+            if not flight.done.done():
+                errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
+            elif flight.error is not None:
+                errors[flight.key.secret_id] = flight.error.fresh()
+        return errors
+
+    # --- keeping --------------------------------------------------------------------------------------------
+
+    async def invalidate(self, secret_id: str | None = None) -> None:
+        """Forget one secret, whether cached under its name or its ARN, or all of them."""
+        if secret_id is not None:
+            check_key(Key(secret_id))
+        self._core.invalidate(secret_id)
+
+    def on_rotation(
+        self, secret_id: str, callback: Callable[[Secret, Secret], object | Awaitable[object]]
+    ) -> Callable[[], None]:
+        """Have ``callback(old, new)`` called, and awaited if it is a coroutine function; see ``SecretCache``."""
+        check_key(Key(secret_id))
+        return self._listeners.add(secret_id, callback)
+
+    async def close(self) -> None:
+        """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine."""
+        self._closed = True
+        self._core.invalidate()
+        mine = {task for task in self._tasks if task.get_loop() is asyncio.get_running_loop()}
+        mine.discard(asyncio.current_task())  # a callback may close the cache
+        for task in mine:
+            task.cancel()
+        await asyncio.gather(*mine, return_exceptions=True)
+        await self._source.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __enter__(self) -> NoReturn:
+        raise InvalidArgument("an AsyncSecretCache is entered by `async with`", hint="SecretCache is for `with`")
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def __repr__(self) -> str:
+        return f"<AsyncSecretCache with {len(self._hot)} values{', closed' if self._closed else ''}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an AsyncSecretCache is not pickled: make one in each process")
+
+    # --- connecting -----------------------------------------------------------------------------------------
+
+    def retry_on_auth_error(
+        self,
+        secret_id: str,
+        *,
+        parameter: str = "secret",
+        is_auth_error: Callable[[Exception], Verdict | bool | None] = auth.verdict,
+        auth_result: Callable[[Any], bool] | None = None,
+        probe: Callable[[Any], Awaitable[object]] | None = None,
+    ) -> Decorator:
+        """Decorate a coroutine function that connects; see ``SecretCache.retry_on_auth_error``.
+
+        An async generator function (for ``contextlib.asynccontextmanager``) is tried again until its first yield.
+        ``probe`` is a coroutine function.
+
+        Raises:
+            InvalidArgument: When decorating: the function is not asynchronous, or has no such parameter.
+        """
+        key = check_key(Key(secret_id))
+
+        def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+            refuse_sync(function)
+            placement = Placement(function, parameter)
+            if placement.is_generator:
+                placement.refuse_looking_at_results(auth_result, probe)
+                return placement.present(self._retrying_generator(key, placement, is_auth_error))
+            return placement.present(self._retrying_coroutine(key, placement, is_auth_error, auth_result, probe))
+
+        return decorate
+
+    def _retrying_coroutine(
+        self,
+        key: Key,
+        placement: Placement,
+        judge: Callable[[Exception], Verdict | bool | None],
+        auth_result: Callable[[Any], bool] | None,
+        probe: Callable[[Any], Awaitable[object]] | None,
+    ) -> Callable[..., Any]:
+        async def connect(*args: Any, **kwargs: Any) -> Any:
+            async def attempt(secret: Secret) -> Any:
+                result = await placement.call(secret, args, kwargs)
+                if probe is not None:
+                    await probe(result)
+                return result
+
+            return await self._recover(key, attempt, judge, auth_result)
+
+        return connect
+
+    def _retrying_generator(
+        self, key: Key, placement: Placement, judge: Callable[[Exception], Verdict | bool | None]
+    ) -> Callable[..., Any]:
+        async def connect(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            started = await self._recover(
+                key, lambda secret: StartedAsync.start(placement.call(secret, args, kwargs)), judge, None
+            )
+            while not started.ended:
+                try:
+                    sent = yield started.value
+                except GeneratorExit:
+                    await started.generator.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001 - it belongs to the user's generator
+                    await started.throw(error)
+                else:
+                    await started.send(sent)
+
+        return connect
+
+    async def _recover(
+        self,
+        key: Key,
+        attempt: Callable[[Secret], Awaitable[Result]],
+        judge: Callable[[Exception], Verdict | bool | None],
+        auth_result: Callable[[Result], bool] | None,
+    ) -> Result:
+        """Perform what ``_recovery`` decides, until an attempt succeeds or its failure is final."""
+        failure: Exception | None = None
+        refused: list[Result] = []
+        current = await self.get(key.secret_id)
+        # What the cache holds by now: a version that is already gone would be taken for a rotation.
+        call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        try:
+            while not isinstance(step, GiveUp):
+                if isinstance(step, Try):
+                    verdict: Verdict | bool | None
+                    try:
+                        result = await attempt(step.secret)
+                    except Exception as error:
+                        verdict = judge(error)
+                        if not verdict:
+                            raise
+                        failure = error
+                    else:
+                        if auth_result is None or not auth_result(result):
+                            self._accepted(call, key, step.secret)
+                            return result
+                        verdict, failure, refused = True, None, [result]
+                    kind: Verdict = "account" if verdict == "account" else "rejected"
+                    self._recovery.rejected(call, step.secret, kind, self._clock())
+                else:
+                    await self._find_out(call, key, step)
+                step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if failure is not None:
+                raise failure
+            return refused[0]
+        finally:
+            failure = None  # the error's traceback refers to this frame: a cycle otherwise
+
+    def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
+        if self._recovery.accepted(call, secret, self._core.peek(key)):
+            self._core.expect_change(key, self._clock() + self._config.rotation_window)
+
+    async def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
+        """Learn what AWS says of a rejected version, or wait until it may say something else."""
+        if isinstance(step, Wait):
+            await self._sleep(step.seconds)
+            return
+        try:
+            secret = await self._ask(key._replace(stage=step.stage), step.since)
+        except SecretCacheError as error:
+            self._recovery.unanswered(call, step, error, self._clock())
+        else:
+            self._recovery.answered(call, step, secret, self._clock(), time.time())
+
+    # --- waiting for AWS ------------------------------------------------------------------------------------
+
+    async def _read(self, key: Key) -> Secret:
+        self._enter()
+        now = self._clock()
+        return await self._perform(self._core.read(key, now), now + self._config.fetch_timeout, None)
+
+    async def _ask(self, key: Key, since: int | None) -> Secret:
+        """Return what AWS says after flight number ``since``; None is from now on."""
+        self._enter()
+        now = self._clock()
+        since = self._core.departed if since is None else since
+        return await self._perform(self._core.ask(key, now, since), now + self._config.fetch_timeout, since)
+
+    async def _perform(self, step: Step[Done], until: float, since: int | None) -> Secret:
+        """Perform what ``_core`` decides, until there is a value or an error."""
+        while True:
+            match step:
+                case Serve(secret):
+                    return secret
+                case Refuse(error):
+                    raise error.fresh()
+                case Refresh(flight, secret):
+                    # An empty context: whoever comes first is not whom the refresh is for.
+                    contextvars.Context().run(self._launch, self._fly(flight))
+                    if not self._refresh_inline:
+                        return secret
+                case Lead(flight):
+                    self._launch(self._fly(flight))
+                case Join(flight):
+                    pass
+            await self._wait(flight, until)
+            self._refuse_closed_unless(flight)
+            step = self._core.settle(flight, self._clock(), until, since)
+
+    async def _wait(self, flight: Flight[Done], until: float) -> None:
+        # Unlike wait_for, it neither cancels what it waits for nor swallows a cancellation.
+        await asyncio.wait([flight.done], timeout=max(0.0, min(until, flight.overdue_at) - self._clock()))
+
+    def _refuse_closed_unless(self, flight: Flight[Done]) -> None:
+        if self._closed and flight.secret is None and flight.error is None:
+            raise CacheClosed("the cache has been closed")
+
+    def _enter(self) -> None:
+        """Make sure that the cache is open, and that the running loop is the one it belongs to."""
+        if self._closed:
+            raise CacheClosed("the cache has been closed")
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is None:
+            raise WrongLoop(
+                "AsyncSecretCache needs a running asyncio loop", hint="in sync code, or under trio, use SecretCache"
+            )
+        if loop is self._loop:
+            return
+        if self._loop is not None and self._loop.is_running():
+            raise WrongLoop(
+                "this AsyncSecretCache is in use in another event loop that is still running",
+                hint="make one for each loop, or one SecretCache for all threads",
+            )
+        self._loop = loop
+        self._tasks.clear()
+        self._core.leave_flights()
+        self._source.leave_loop()
+
+    # --- fetching -------------------------------------------------------------------------------------------
+
+    def _launch(self, flying: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(flying)
+        self._tasks.add(task)  # the loop itself keeps no strong reference
+        task.add_done_callback(self._tasks.discard)
+
+    async def _fly(self, flight: Flight[Done]) -> None:
+        """Fetch what the flight is for, and report how it ended."""
+        try:
+            secret = await self._retrying(flight, lambda: self._fetch(flight))
+        except SecretCacheError as error:
+            self._failed(flight, error)
+        except BaseException:
+            self._gave_up([flight])
+            raise
+        else:
+            await self._landed(flight, secret)
+
+    async def _fetch(self, flight: Flight[Done]) -> Secret:
+        secret_id, stage, version_id = flight.key
+        known = flight.known
+        if self._config.check_version_first and known is not None and isinstance(self._source, AsyncVersionSource):
+            versions = await self._request("DescribeSecret", secret_id, self._source.describe(secret_id))
+            if versions.get(stage) == known.version_id:
+                return known
+        wanted = None if version_id is not None and stage == AWSCURRENT else stage
+        return await self._request("GetSecretValue", secret_id, self._source.fetch(secret_id, wanted, version_id))
+
+    async def _fly_batch(self, flights: Sequence[Flight[Done]], errors: dict[str, SecretCacheError]) -> None:
+        """Fetch many secrets with one request; what it does not bring is left to those who read it."""
+        source = self._source
+        if not isinstance(source, AsyncBatchSource):
+            for flight in flights:
+                await self._fly(flight)
+            return
+        ids = [flight.key.secret_id for flight in flights]
+        try:
+            found = await self._retrying(
+                flights[0], lambda: self._request("BatchGetSecretValue", "", source.fetch_batch(ids))
+            )
+        except SecretCacheError as error:
+            # Said of the batch, and not of any secret: each may still be had by itself.
+            errors.update((secret_id, error.fresh()) for secret_id in ids)
+            self._gave_up(flights)
+            return
+        except BaseException:
+            self._gave_up(flights)
+            raise
+        for flight in flights:
+            secret_id = flight.key.secret_id
+            result = found.get(secret_id)
+            if isinstance(result, Secret):
+                await self._landed(flight, result)
+            else:
+                missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
+                self._failed(flight, result or missing)
+
+    async def _retrying(self, flight: Flight[Done], fetch: Callable[[], Awaitable[Value]]) -> Value:
+        """Repeat a fetch while AWS is unavailable and the deadline allows, and end it there."""
+        from tenacity import AsyncRetrying  # noqa: PLC0415 - `import smcache` stays free of it
+
+        from smcache._retry import retry_policy  # noqa: PLC0415
+
+        def note(error: SecretCacheError, pause: float) -> None:
+            self._core.retrying(flight, error, pause)
+
+        retrying = AsyncRetrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))
+        try:
+            return await asyncio.wait_for(retrying(fetch), max(0.0, flight.overdue_at - self._clock()))
+        except asyncio.TimeoutError:
+            failure = self._core.timeout(flight)
+        raise failure
+
+    async def _request(self, operation: str, secret_id: str, sending: Awaitable[Answer[Value]]) -> Value:
+        """Send one request and count it."""
+        failure: SecretCacheError
+        started = self._clock()
+        try:
+            answer = await sending
+        except SecretCacheError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
+            failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
+            failure.__cause__ = error
+        else:
+            self.metrics.request(operation, answer.requests, self._clock() - started, None)
+            return answer.value
+        self.metrics.request(operation, failure.requests, self._clock() - started, failure)
+        raise failure
+
+    async def _landed(self, flight: Flight[Done], secret: Secret) -> None:
+        rotation = self._core.landed(flight, secret, self._clock())
+        _wake(flight)
+        if rotation is not None:
+            await self._announce(rotation)
+
+    def _failed(self, flight: Flight[Done], error: SecretCacheError) -> None:
+        self._core.failed(flight, error, self._clock())
+        _wake(flight)
+
+    def _gave_up(self, flights: Sequence[Flight[Done]]) -> None:
+        for flight in flights:
+            self._core.gave_up(flight)
+            _wake(flight)
+
+    async def _announce(self, rotation: Rotation) -> None:
+        for callback in self._listeners.concerned(rotation):
+            try:
+                result = callback(rotation.old, rotation.new)
+                if inspect.isawaitable(result):
+                    await result
+            except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                log_failed_callback(rotation, error)
+
+
+def _wake(flight: Flight[Done]) -> None:
+    if not flight.done.done():
+        flight.done.set_result(None)
+
+
+def _checked_source(client: object, source: AsyncSource | None, config: CacheConfig) -> AsyncSource:
+    if source is None:
+        return async_source(client, config.fetch_timeout)
+    refuse_source(client, source, config, AsyncSource, AsyncVersionSource)
+    if not inspect.iscoroutinefunction(source.fetch):
+        raise InvalidArgument(
+            f"source= has no coroutine fetch(): {type(source).__name__}", hint="write `async def fetch`"
+        )
+    return source
