@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from smcache.errors import FetchTimeout, InvalidArgument, Unavailable
 
@@ -131,6 +131,10 @@ class Flight(Generic[Waiter]):
         self.error: SecretCacheError | None = None
         self.trouble: SecretCacheError | None = None  # why the request was repeated
 
+    def has_ended(self) -> bool:
+        """Tell whether there is a value or an error; a flight that was given up has neither."""
+        return self.secret is not None or self.error is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Serve:
@@ -198,7 +202,11 @@ class Core(Generic[Waiter]):
         """Decide how one read is answered; count it."""
         flight = self._under_way(key, now)
         entry = self._table.get(key)
-        if entry is None or now >= entry.stale_until or (now >= entry.fresh_until and entry.failures == 0):
+        if (
+            entry is None
+            or now >= entry.stale_until
+            or (now >= entry.fresh_until and not _in_trouble(entry, flight, now))
+        ):
             return self._read_from_aws(key, flight, now)
         if now < entry.deadline:  # another reader has decided meanwhile
             return self._served(entry)
@@ -246,7 +254,7 @@ class Core(Generic[Waiter]):
 
         ``since`` is what it gave to ``ask``; None if it came by ``read``.
         """
-        if flight.secret is None and flight.error is None and now >= flight.overdue_at:
+        if not flight.has_ended() and now >= flight.overdue_at:
             self._expire(flight, now)
         if since is None or flight.number > since:
             if flight.secret is not None:
@@ -255,7 +263,7 @@ class Core(Generic[Waiter]):
                 return self._after_failure(flight, flight.error, now, since)
         if now >= until:
             return self._after_failure(flight, self.timeout(flight), now, since)
-        if flight.secret is None and flight.error is None and self._flights.get(flight.key) is flight:
+        if not flight.has_ended() and self._flights.get(flight.key) is flight:
             return Join(flight)  # woken early
         return self.read(flight.key, now) if since is None else self.ask(flight.key, now, since)
 
@@ -408,10 +416,12 @@ class Core(Generic[Waiter]):
         for key in [key for key in self._refusals if secret_id in (None, key.secret_id)]:
             del self._refusals[key]
 
-    def leave_flights(self) -> None:
-        """Give up all flights: the loop or process they were made in is no more."""
-        for flight in list(self._flights.values()):
+    def leave_flights(self) -> list[Flight[Waiter]]:
+        """Give up all flights, and return them: the cache is closed, or their event loop has ended."""
+        flights = list(self._flights.values())
+        for flight in flights:
             self._forget(flight)
+        return flights
 
     def expect_change(self, key: Key, by: float) -> None:
         """Have the value refreshed at ``by`` at the latest: it is known to change soon."""
@@ -481,6 +491,11 @@ class Core(Generic[Waiter]):
         linked.remove(entry)
         if not linked:
             del self._entries_by_arn[entry.arn]
+
+
+def _in_trouble(entry: Entry, flight: Flight[Any] | None, now: float) -> bool:
+    """Tell whether AWS was unavailable just now, so that readers need not wait to find out."""
+    return entry.failures > 0 and (flight is not None or now < entry.retry_at + MAX_BACKOFF)
 
 
 def _may_be_one(secret_id: str, other: str | None) -> bool:

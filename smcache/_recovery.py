@@ -282,6 +282,10 @@ class Recovery:
             if inquiry.answer is not None:
                 self._polled(inquiry, ask, now)
             inquiry.answer = secret
+            if inquiry.pending_state == "refused" and inquiry.offered(secret.version_id):
+                # It has moved to what the server refuses: the next rotation is under way.
+                inquiry.version_id, inquiry.since = secret.version_id, self._departed()
+                inquiry.pending, inquiry.pending_state = None, "unasked"
         elif inquiry.pending_state == "unasked":
             made = secret.created_at
             recent = made is None or wall - made.timestamp() <= PENDING_RECENT

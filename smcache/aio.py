@@ -190,6 +190,7 @@ class AsyncSecretCache:
     async def close(self) -> None:
         """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine."""
         self._closed = True
+        self._gave_up(self._core.leave_flights())
         self._core.invalidate()
         mine = {task for task in self._tasks if task.get_loop() is asyncio.get_running_loop()}
         mine.discard(asyncio.current_task())  # a callback may close the cache
@@ -373,21 +374,21 @@ class AsyncSecretCache:
                 case Join(flight):
                     pass
             await self._wait(flight, until)
-            self._refuse_closed_unless(flight)
+            if not flight.has_ended():
+                self._refuse_closed()
             step = self._core.settle(flight, self._clock(), until, since)
 
     async def _wait(self, flight: Flight[Done], until: float) -> None:
         # Unlike wait_for, it neither cancels what it waits for nor swallows a cancellation.
         await asyncio.wait([flight.done], timeout=max(0.0, min(until, flight.overdue_at) - self._clock()))
 
-    def _refuse_closed_unless(self, flight: Flight[Done]) -> None:
-        if self._closed and flight.secret is None and flight.error is None:
+    def _refuse_closed(self) -> None:
+        if self._closed:
             raise CacheClosed("the cache has been closed")
 
     def _enter(self) -> None:
         """Make sure that the cache is open, and that the running loop is the one it belongs to."""
-        if self._closed:
-            raise CacheClosed("the cache has been closed")
+        self._refuse_closed()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -475,9 +476,12 @@ class AsyncSecretCache:
         def note(error: SecretCacheError, pause: float) -> None:
             self._core.retrying(flight, error, pause)
 
+        async def attempt() -> Value:  # tenacity awaits only what is written as a coroutine function
+            return await fetch()
+
         retrying = AsyncRetrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))
         try:
-            return await asyncio.wait_for(retrying(fetch), max(0.0, flight.overdue_at - self._clock()))
+            return await asyncio.wait_for(retrying(attempt), max(0.0, flight.overdue_at - self._clock()))
         except asyncio.TimeoutError:
             failure = self._core.timeout(flight)
         raise failure

@@ -219,10 +219,13 @@ class SecretCache:
         return self._listeners.add(secret_id, callback)
 
     def close(self) -> None:
-        """Forget all values and close the client, if the cache made it. Closing twice is fine."""
+        """Forget all values, wait for nothing, close the client if the cache made it. Closing twice is fine."""
         with self._lock:
             self._closed = True
+            flights = self._core.leave_flights()
             self._core.invalidate()
+        for flight in flights:
+            flight.done.set()
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -407,6 +410,8 @@ class SecretCache:
                     pass
             flight.done.wait(max(0.0, min(until, flight.overdue_at) - self._clock()))
             with self._lock:
+                if not flight.has_ended():
+                    self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
 
     def _refuse_closed(self) -> None:

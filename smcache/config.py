@@ -57,8 +57,8 @@ class CacheConfig:
                 _require(_is_number(value) and 0 <= value <= 1, field.name, value, "a share from 0 to 1")
             else:
                 _require(_is_number(value) and value >= 0, field.name, value, "seconds, 0 or more")
-        _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "more than 0 seconds")
-        _require(self.fetch_timeout < math.inf, "fetch_timeout", self.fetch_timeout, "a finite time")
+        _require(0 < self.fetch_timeout < math.inf, "fetch_timeout", self.fetch_timeout, "more than 0, and finite")
+        _require(self.rotation_window < math.inf, "rotation_window", self.rotation_window, "a finite time")
         least = self.auth_cooldown
         _require(self.max_auth_cooldown >= least, "max_auth_cooldown", self.max_auth_cooldown, f"{least} or more")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped] # it has no py.typed
+import asyncpg
 import mysql.connector
 import psycopg
 import psycopg2

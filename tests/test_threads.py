@@ -223,3 +223,16 @@ def test_a_prefetch_that_takes_too_long_reports_what_is_missing(aws: SecretsMana
         assert {name: type(error) for name, error in cache.prefetch(["a"]).items()} == {"a": FetchTimeout}
     assert cache.get("a").string == "v"
     cache.close()
+
+
+def test_a_listener_may_use_the_cache(aws: SecretsManager, make_cache: MakeCache) -> None:
+    aws.create("prod/db", "v1")
+    cache = make_cache()
+    seen: list[str] = []
+    cache.on_rotation("prod/db", lambda old, new: seen.append(cache.refresh("prod/db").string))
+    cache.get("prod/db")
+    aws.put("prod/db", "v2")
+    cache.refresh("prod/db")
+    for thread in fetch_threads():
+        thread.join(30)
+    assert seen == ["v2"]

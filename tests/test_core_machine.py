@@ -1,0 +1,268 @@
+"""The core against a plain model of the caching rules, under any order of events."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from smcache import CacheConfig, Secret
+from smcache._core import MAX_BACKGROUND, Core, Join, Key, Lead, Refresh, Refuse, Serve
+from smcache.errors import AccessDenied, Unavailable
+from smcache.metrics import Metrics
+
+if TYPE_CHECKING:
+    from smcache._core import Flight, Step
+
+ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:db-AbCdEf"
+TTL, MAX_STALE, FETCH_TIMEOUT = 10.0, 30.0, 3.0
+#: Each key, and the secret it is a name of.
+SECRETS = {
+    Key("db"): "db",
+    Key(ARN): "db",
+    Key("db", "AWSPENDING"): "db pending",
+    **{Key(f"s{number}"): f"s{number}" for number in range(3)},
+}
+keys = st.sampled_from([*SECRETS, Key("db"), Key(ARN)])
+
+
+class Trip(NamedTuple):
+    """A flight under way, and the version that AWS had when it left."""
+
+    flight: Flight[object]
+    version: int
+
+
+class Waiter(NamedTuple):
+    flight: Flight[object]
+    until: float
+    since: int | None
+
+
+class CoreMachine(RuleBasedStateMachine):
+    """What AWS has only ever gets newer; what the cache serves must do so too, for as long as it may serve it."""
+
+    max_size = 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.core: Core[object] = Core(
+            CacheConfig(ttl=TTL, jitter=0, max_stale=MAX_STALE, fetch_timeout=FETCH_TIMEOUT, max_size=self.max_size),
+            Metrics(nullcontext()),
+            lambda: 0.5,
+            object,
+        )
+        self.now = 0.0
+        self.aws = dict.fromkeys(SECRETS.values(), 1)
+        self.trips: list[Trip] = []
+        self.waiters: list[Waiter] = []
+        self.alive: dict[Key, Flight[object]] = {}  # flights that may not have a second one beside them
+        self.landed_at = dict.fromkeys(SECRETS.values(), -math.inf)
+        self.denied: set[Key] = set()  # since the last landing
+        self.served = dict.fromkeys(SECRETS.values(), 0)
+        self.objects: dict[str, Secret] = {}  # what was served last, unless the cache may have let go of it
+
+    @initialize(loaded=st.sets(keys))
+    def load(self, loaded: set[Key]) -> None:
+        for key in sorted(loaded):
+            self.read(key)
+        for _ in range(len(self.trips)):
+            self.land(0)
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.05, 0.5, 1.5, 8.5, 39.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        for key, name in SECRETS.items():
+            if key in self.denied or self.now >= self.landed_at[name] + TTL + MAX_STALE:
+                self.objects.pop(name, None)
+
+    @rule(name=st.sampled_from(sorted(set(SECRETS.values()))))
+    def rotate(self, name: str) -> None:
+        self.aws[name] += 1
+
+    @rule(key=keys)
+    def read(self, key: Key) -> None:
+        entry = self.core.hot.get(key.secret_id if key == Key(key.secret_id) else key)
+        if entry is not None and self.now < entry.deadline:
+            entry.count()
+            self.serves(key, entry.secret)
+        else:
+            self.take(key, self.core.read(key, self.now), None)
+
+    @rule()
+    def read_all(self) -> None:
+        for key in SECRETS:
+            self.read(key)
+
+    @rule(key=keys)
+    def ask(self, key: Key) -> None:
+        since = self.core.departed
+        self.take(key, self.core.ask(key, self.now, since), since)
+
+    @rule(at=st.integers(0, 9))
+    def land(self, at: int) -> None:
+        if not self.trips:
+            return
+        flight, version = self.trips.pop(at % len(self.trips))
+        name = SECRETS[flight.key]
+        counts = self.core._flights.get(flight.key) is flight
+        arn = ARN if name.startswith("db") else ""
+        before = self.core.metrics.rotations_seen
+        rotation = self.core.landed(flight, Secret("x", name=name, arn=arn, version_id=str(version)), self.now)
+        self.ended(flight)
+        assert self.core.metrics.rotations_seen - before == (rotation is not None)
+        if counts:
+            self.landed_at[name] = self.now
+            self.denied -= {key for key in SECRETS if SECRETS[key] == name}
+            assert flight.secret is not None
+            assert int(flight.secret.version_id) >= version
+        else:
+            assert rotation is None
+
+    @rule(at=st.integers(0, 9), denied=st.booleans())
+    def fail(self, at: int, *, denied: bool) -> None:
+        if not self.trips:
+            return
+        flight, _ = self.trips.pop(at % len(self.trips))
+        entry = self.core._table.get(flight.key)
+        if denied and self.core._flights.get(flight.key) is flight and entry is not None:
+            self.denied |= {flight.key} if entry.flight_number < flight.number else set()
+            self.objects.pop(SECRETS[flight.key], None)
+        self.core.failed(flight, AccessDenied("no") if denied else Unavailable("down"), self.now)
+        self.ended(flight)
+
+    @rule(at=st.integers(0, 9))
+    def give_up(self, at: int) -> None:
+        if self.trips:
+            flight, _ = self.trips.pop(at % len(self.trips))
+            self.core.gave_up(flight)
+            self.ended(flight)
+
+    @rule(named=st.sampled_from(["db", ARN, "s1", None]))
+    def invalidate(self, named: str | None) -> None:
+        self.core.invalidate(named)
+        name = "db" if named == ARN else named
+        self.alive = {} if named in (None, ARN, "db") else {k: f for k, f in self.alive.items() if k in self.core.hot}
+        for key, secret in SECRETS.items():
+            if named is None or secret.split()[0] == name:
+                assert self.core.peek(key) is None
+                self.served[secret] = 0
+                self.objects.pop(secret, None)
+
+    @rule(at=st.integers(0, 9))
+    def settle(self, at: int) -> None:
+        if self.waiters:
+            flight, until, since = self.waiters.pop(at % len(self.waiters))
+            self.take(flight.key, self.core.settle(flight, self.now, until, since), since, until, flight)
+
+    # --- what is done about it ----------------------------------------------------------------------------------
+
+    def take(
+        self,
+        key: Key,
+        step: Step[object],
+        since: int | None,
+        until: float | None = None,
+        waited_for: Flight[object] | None = None,
+    ) -> None:
+        name = SECRETS[key]
+        match step:
+            case Serve(secret):
+                assert int(secret.version_id) <= self.aws[name]
+                if since is None and (waited_for is None or waited_for.secret is None):
+                    self.serves(key, secret)
+            case Refuse(error):
+                assert isinstance(error, (AccessDenied, Unavailable))
+            case Lead(flight) | Refresh(flight, _):
+                other = self.alive.get(key)
+                assert other is None or self.now >= other.overdue_at, "one flight per key"
+                self.alive[key] = flight
+                self.trips.append(Trip(flight, self.aws[name]))
+                if isinstance(step, Refresh):
+                    self.serves(key, step.secret)
+                else:
+                    self.waiters.append(Waiter(flight, until or self.now + FETCH_TIMEOUT, since))
+            case Join(flight):
+                assert flight.key == key
+                self.waiters.append(Waiter(flight, until or self.now + FETCH_TIMEOUT, since))
+
+    def serves(self, key: Key, secret: Secret) -> None:
+        """Check a value that the cache gave out by itself."""
+        name, version = SECRETS[key], int(secret.version_id)
+        assert self.now < self.landed_at[name] + TTL + MAX_STALE
+        if key in self.denied:
+            assert self.now < self.landed_at[name] + TTL
+        if self.max_size >= len(SECRETS):
+            assert version >= self.served[name], "never step back"
+            last = self.objects.get(name)
+            assert last is None or (last is secret) == (last.version_id == secret.version_id), "one object per version"
+        self.objects[name] = secret
+        self.served[name] = version
+
+    def ended(self, flight: Flight[object]) -> None:
+        if self.alive.get(flight.key) is flight:
+            del self.alive[flight.key]
+
+    # --- what always holds ----------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_indexes_agree(self) -> None:
+        core = self.core
+        table = dict(core._table.items())
+        assert len(table) <= self.max_size
+        assert {entry.key: entry for entry in core.hot.values()} == table
+        listed = [entry for entries in core._entries_by_arn.values() for entry in entries]
+        assert sorted(map(id, listed)) == sorted(map(id, table.values()))
+        assert all(entry in core._entries_by_arn[entry.arn] for entry in table.values())
+        assert all(core._entries_by_arn.values())
+
+    @invariant()
+    def few_refreshes_run_in_the_background(self) -> None:
+        flying = sum(flight.background for flight in self.core._flights.values())
+        assert flying == self.core._in_background <= MAX_BACKGROUND
+
+    @invariant()
+    def the_hit_path_serves_no_longer_than_the_rules_allow(self) -> None:
+        for entry in self.core.hot.values():
+            assert entry.deadline <= entry.stale_until
+            assert entry.failures or entry.deadline <= entry.fresh_until
+            if entry.key in self.denied:
+                assert entry.deadline <= self.landed_at[SECRETS[entry.key]] + TTL
+
+    def teardown(self) -> None:
+        """Every reader who was told to wait gets an answer in the end."""
+        self.now += FETCH_TIMEOUT
+        for _ in range(3):
+            waiting, self.waiters = self.waiters, []
+            for flight, until, since in waiting:
+                self.take(flight.key, self.core.settle(flight, self.now, until, since), since, until, flight)
+        assert not self.waiters
+
+
+class SmallCoreMachine(CoreMachine):
+    """The same with room for few values, so that most are evicted."""
+
+    max_size = 2
+
+
+@pytest.mark.parametrize("machine", [CoreMachine, SmallCoreMachine])
+def test_the_core_keeps_the_rules_whatever_happens(machine: type[CoreMachine]) -> None:
+    class Stable(machine):  # type: ignore[valid-type, misc]
+        pass
+
+    case = Stable.TestCase
+    case.settings = settings(
+        derandomize=True,
+        deadline=None,
+        max_examples=250,
+        stateful_step_count=80,
+        suppress_health_check=list(HealthCheck),
+    )
+    case("runTest").debug()

@@ -1,0 +1,205 @@
+"""Counts are exact under threads, snapshots stay as they were taken, and costs follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smcache import CostModel, InvalidArgument, MetricsSnapshot
+from smcache.errors import AccessDenied, Throttled, Unavailable
+from smcache.metrics import LATENCY_BOUNDS, Metrics, Tally
+
+if TYPE_CHECKING:
+    from smcache.errors import SecretCacheError
+
+
+def metrics() -> Metrics:
+    return Metrics(nullcontext())
+
+
+def test_a_tally_counts_and_reading_it_changes_nothing() -> None:
+    tally = Tally()
+    assert [tally.value(), tally.value()] == [0, 0]
+    for expected in range(1, 5):
+        tally.bump()
+        assert [tally.value(), tally.value(), tally.value()] == [expected] * 3
+
+
+def test_a_tally_is_exact_under_16_threads_even_while_it_is_read() -> None:
+    tally, barrier, rounds = Tally(), threading.Barrier(17), 20_000
+
+    def count() -> None:
+        barrier.wait()
+        for _ in range(rounds):
+            tally.bump()
+
+    threads = [threading.Thread(target=count) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    seen = [tally.value() for _ in range(1000)]
+    for thread in threads:
+        thread.join()
+    assert seen == sorted(seen)
+    assert tally.value() == 16 * rounds
+
+
+def test_a_new_cache_has_counted_nothing() -> None:
+    snapshot = dataclasses.asdict(metrics().snapshot())
+    assert snapshot.pop("calls_by_operation") == {}
+    assert snapshot.pop("errors_by_code") == {}
+    assert snapshot.pop("latency_buckets") == (0,) * (len(LATENCY_BOUNDS) + 1)
+    assert set(snapshot.values()) == {0}
+
+
+def test_the_snapshot_has_the_names_of_the_design() -> None:
+    names = (
+        "hits misses stale_served coalesced api_calls api_errors throttles retries backoff_seconds rotations_seen "
+        "auth_failures auth_recoveries auth_unrecovered api_cost_usd api_cost_avoided_usd"
+    )
+    assert set(names.split()) <= {field.name for field in dataclasses.fields(MetricsSnapshot)}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "misses",
+        "coalesced",
+        "retries",
+        "throttles",
+        "backoff_seconds",
+        "rotations_seen",
+        "auth_failures",
+        "auth_recoveries",
+        "auth_unrecovered",
+    ],
+)
+def test_each_count_is_reported_under_its_own_name(name: str) -> None:
+    counted = metrics()
+    setattr(counted, name, 7)
+    assert getattr(counted.snapshot(), name) == 7
+
+
+def test_hits_and_stale_reads_are_reported() -> None:
+    counted = metrics()
+    counted.hits.bump()
+    counted.hits.bump()
+    counted.stale_served.bump()
+    first, second = counted.snapshot(), counted.snapshot()
+    assert (first.hits, first.stale_served) == (second.hits, second.stale_served) == (2, 1)
+
+
+REQUESTS: list[tuple[int, SecretCacheError | None, dict[str, int], tuple[int, int, int]]] = [
+    # requests, error, errors by code, (api calls, retries, throttles)
+    (1, None, {}, (1, 0, 0)),
+    (3, None, {}, (3, 2, 0)),
+    (1, AccessDenied("no", code="AccessDeniedException"), {"AccessDeniedException": 1}, (1, 0, 0)),
+    (1, Unavailable("down"), {"Unavailable": 1}, (1, 0, 0)),
+    (2, Throttled("slow", code="ThrottlingException"), {"ThrottlingException": 1}, (2, 1, 1)),
+    (0, Unavailable("no connection was made"), {}, (0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize(("requests", "error", "codes", "counts"), REQUESTS)
+def test_requests_are_counted_with_the_hidden_ones(
+    requests: int, error: SecretCacheError | None, codes: dict[str, int], counts: tuple[int, int, int]
+) -> None:
+    counted, (calls, retries, throttles) = metrics(), counts
+    counted.request("GetSecretValue", requests, 0.1, error)
+    snapshot = counted.snapshot()
+    assert snapshot.api_calls == sum(snapshot.calls_by_operation.values()) == calls
+    assert set(snapshot.calls_by_operation) == ({"GetSecretValue"} if calls else set())
+    assert snapshot.errors_by_code == codes
+    assert snapshot.api_errors == sum(codes.values())
+    assert (snapshot.retries, snapshot.throttles) == (retries, throttles)
+
+
+def test_operations_and_codes_are_counted_apart() -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 1, 0, None)
+    counted.request("GetSecretValue", 1, 0, Unavailable("a"))
+    counted.request("DescribeSecret", 2, 0, AccessDenied("b"))
+    snapshot = counted.snapshot()
+    assert snapshot.calls_by_operation == {"GetSecretValue": 2, "DescribeSecret": 2}
+    assert snapshot.errors_by_code == {"Unavailable": 1, "AccessDenied": 1}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"),
+    [(0, 0), (0.005, 0), (0.0051, 1), *((bound, number) for number, bound in enumerate(LATENCY_BOUNDS)), (10.1, 11)],
+)
+def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed(seconds: float, bucket: int) -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 1, seconds, None)
+    snapshot = counted.snapshot()
+    assert [number for number, count in enumerate(snapshot.latency_buckets) if count] == [bucket]
+    assert snapshot.latency_seconds == seconds
+
+
+def test_costs_follow_from_the_counts() -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 20_000, 0, None)
+    counted.coalesced = 10_000
+    for _ in range(30_000):
+        counted.hits.bump()
+    for _ in range(10_000):
+        counted.stale_served.bump()
+    snapshot = counted.snapshot()
+    assert snapshot.api_cost_usd == pytest.approx(0.10)
+    assert snapshot.api_cost_avoided_usd == pytest.approx(0.25)
+    dear = counted.snapshot(CostModel(per_10k_calls=1))
+    assert dear.api_cost_usd == pytest.approx(2)
+    assert dear.api_cost_avoided_usd == pytest.approx(5)
+
+
+def test_the_list_prices_are_those_of_aws() -> None:
+    prices = CostModel()
+    assert prices.calls(10_000) == pytest.approx(0.05)
+    assert prices.per_secret_month == 0.40
+
+
+@pytest.mark.parametrize("price", [-1, -0.01, math.nan, "5", None])
+@pytest.mark.parametrize("name", ["per_10k_calls", "per_secret_month"])
+def test_a_price_is_a_number_from_0(name: str, price: object) -> None:
+    prices: dict[str, Any] = {name: price}
+    with pytest.raises(InvalidArgument, match="0 or more"):
+        CostModel(**prices)
+
+
+def test_a_snapshot_stays_as_it_was_taken() -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 1, 0.1, Unavailable("down"))
+    snapshot = counted.snapshot()
+    before = dataclasses.asdict(snapshot)
+    counted.request("GetSecretValue", 1, 0.1, Unavailable("down"))
+    counted.hits.bump()
+    assert dataclasses.asdict(snapshot) == before
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        snapshot.hits = 1  # type: ignore[misc]
+
+
+def test_a_snapshot_can_be_exported() -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 1, 0.1, None)
+    exported = json.loads(json.dumps(dataclasses.asdict(counted.snapshot())))
+    assert exported["calls_by_operation"] == {"GetSecretValue": 1}
+
+
+def test_a_snapshot_is_taken_under_the_drivers_lock() -> None:
+    lock = threading.Lock()
+    counted = Metrics(lock)
+    taken: list[MetricsSnapshot] = []
+    with lock:
+        thread = threading.Thread(target=lambda: taken.append(counted.snapshot()))
+        thread.start()
+        counted.misses = 1
+        assert not taken
+        counted.coalesced = 1
+    thread.join()
+    assert (taken[0].misses, taken[0].coalesced) == (1, 1)
