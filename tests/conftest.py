@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 CANARY = "canary-" + "7f3a" * 4
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--uvloop", action="store_true", help="run what is asynchronous in uvloop's event loop")
+
+
+@pytest.fixture
+def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Make event loops of the kind the run is for."""
+    if not request.config.getoption("--uvloop"):
+        return asyncio.new_event_loop
+    import uvloop  # noqa: PLC0415 - in a dependency group of its own
+
+    make: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return make
+
+
 @pytest.fixture
 def canary() -> str:
     """A value that must show up nowhere."""
@@ -94,8 +109,8 @@ def clock() -> Clock:
 class LoopThread:
     """An event loop in a thread of its own, so that tests written for threads can use what runs in it."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._thread = threading.Thread(target=self.loop.run_forever, name="test-loop", daemon=True)
         self._thread.start()
         self.exits = AsyncExitStack()
@@ -174,8 +189,8 @@ def kind() -> str:
 
 
 @pytest.fixture
-def loop_thread() -> Iterator[LoopThread]:
-    thread = LoopThread()
+def loop_thread(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[LoopThread]:
+    thread = LoopThread(new_loop())
     yield thread
     thread.stop()
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib.util
 import threading
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from smcache.errors import SecretCacheError
@@ -41,7 +41,7 @@ def async_source(client: Any, fetch_timeout: float) -> AioBotoSource | ThreadedB
         InvalidArgument: The client has no ``get_secret_value``.
     """
     if client is None:
-        is_aio = importlib.util.find_spec("aiobotocore") is not None
+        is_aio = find_spec("aiobotocore") is not None
     else:
         check_client(client)
         is_aio = any(kind.__module__.startswith("aiobotocore") for kind in type(client).__mro__)

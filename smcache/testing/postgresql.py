@@ -117,6 +117,8 @@ class PostgreSQL:
             password=self._password,
             autocommit=True,
             connect_timeout=5,
+            sslmode="disable",  # whatever PGSSLMODE and PGOPTIONS say
+            options="",
         )
 
     def create_role(self, name: str, password: str) -> None:
@@ -299,6 +301,7 @@ def _initdb(binaries: Path, directory: Path, password: str, account: Mapping[str
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
+        start_new_session=True,  # a Ctrl-C is ours to handle
         cwd=directory,
         env=_ENVIRONMENT,
         check=False,
