@@ -175,7 +175,7 @@ class StartedAsync:
             self.ended = True
 
 
-def refuse_sync(function: Callable[..., Any]) -> None:
+def refuse_sync(function: Any) -> None:
     """Refuse a factory that would block the loop.
 
     Raises:

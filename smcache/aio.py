@@ -105,13 +105,14 @@ class AsyncSecretCache:
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    async def get(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+    async def get(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
         """Return a secret: from the cache at once and without yielding to the loop, or from AWS.
 
         Arguments and errors are those of ``SecretCache.get``, and ``WrongLoop`` where AWS must be asked.
         """
         try:
-            if version_id is None and stage == AWSCURRENT:
+            # `is`: an equal string of another identity is answered below, only more slowly.
+            if stage is AWSCURRENT and version_id is None:
                 entry = self._hot[secret_id]
             else:
                 entry = self._hot[Key(secret_id, stage, version_id)]
@@ -123,19 +124,19 @@ class AsyncSecretCache:
                 return entry.secret
         return await self._read(check_key(Key(secret_id, stage, version_id)))
 
-    async def get_string(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
+    async def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``(await get(...)).string``."""
-        return (await self.get(secret_id, stage=stage, version_id=version_id)).string
+        return (await self.get(secret_id, stage, version_id)).string
 
-    async def get_json(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
+    async def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
         """Return a secret's JSON object, parsed once and read-only: ``(await get(...)).json()``."""
-        return (await self.get(secret_id, stage=stage, version_id=version_id)).json()
+        return (await self.get(secret_id, stage, version_id)).json()
 
-    async def get_binary(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
+    async def get_binary(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
         """Return a secret's value as bytes: ``(await get(...)).binary``."""
-        return (await self.get(secret_id, stage=stage, version_id=version_id)).binary
+        return (await self.get(secret_id, stage, version_id)).binary
 
-    async def refresh(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+    async def refresh(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
         """Ask AWS now, whatever is cached, and return what it says; see ``SecretCache.refresh``."""
         return await self._ask(check_key(Key(secret_id, stage, version_id)), None)
 

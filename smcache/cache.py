@@ -97,7 +97,7 @@ class SecretCache:
 
     # --- reading ------------------------------------------------------------------------------------------
 
-    def get(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+    def get(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
         """Return a secret: from the cache at once, or from AWS.
 
         Args:
@@ -113,7 +113,8 @@ class SecretCache:
             CacheClosed: The cache has been closed.
         """
         try:
-            if version_id is None and stage == AWSCURRENT:
+            # `is`: an equal string of another identity is answered below, only more slowly.
+            if stage is AWSCURRENT and version_id is None:
                 entry = self._hot[secret_id]
             else:
                 entry = self._hot[Key(secret_id, stage, version_id)]
@@ -125,19 +126,19 @@ class SecretCache:
                 return entry.secret
         return self._read(check_key(Key(secret_id, stage, version_id)))
 
-    def get_string(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
+    def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``get(...).string``."""
-        return self.get(secret_id, stage=stage, version_id=version_id).string
+        return self.get(secret_id, stage, version_id).string
 
-    def get_json(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
+    def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
         """Return a secret's JSON object, parsed once and read-only: ``get(...).json()``."""
-        return self.get(secret_id, stage=stage, version_id=version_id).json()
+        return self.get(secret_id, stage, version_id).json()
 
-    def get_binary(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
+    def get_binary(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
         """Return a secret's value as bytes: ``get(...).binary``."""
-        return self.get(secret_id, stage=stage, version_id=version_id).binary
+        return self.get(secret_id, stage, version_id).binary
 
-    def refresh(self, secret_id: str, *, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
+    def refresh(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> Secret:
         """Ask AWS now, whatever is cached, and return what it says.
 
         Callers at the same time share one request. If it fails, what is cached stays.

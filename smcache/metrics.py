@@ -41,7 +41,8 @@ class CostModel:
     per_secret_month: float = 0.40
 
     def __post_init__(self) -> None:
-        for price in (self.per_10k_calls, self.per_secret_month):
+        prices: tuple[object, ...] = (self.per_10k_calls, self.per_secret_month)
+        for price in prices:
             if not isinstance(price, (int, float)) or not price >= 0:
                 raise InvalidArgument(f"{self!r}: prices are numbers, 0 or more")
 

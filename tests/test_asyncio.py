@@ -24,6 +24,7 @@ from smcache import (
     Secret,
     SecretNotFound,
     SourceFailed,
+    Unavailable,
     WrongLoop,
 )
 from smcache.sources import Answer
@@ -187,10 +188,11 @@ class TestCancelling:
 
         async def main(client: Any) -> None:
             cache = AsyncSecretCache(client, config=CacheConfig(fetch_timeout=0.2, negative_ttl=0))
+            # Its client gives up on a request after half of that, one of the user's only after a minute.
             with usual_settings.inject(hang(), times=None):
                 results = await asyncio.gather(*(cache.get(NAME) for _ in range(20)), return_exceptions=True)
-                assert {type(result) for result in results} == {FetchTimeout}
-                assert {type(e) for e in (await cache.prefetch([NAME, "other"])).values()} == set()
+                assert all(isinstance(result, Unavailable) for result in results)
+                assert await cache.prefetch([NAME, "other"]) == {}, "another operation, which answers"
             assert (await cache.get(NAME)).string == "v"
             await cache.close()
 
@@ -207,7 +209,7 @@ class TestCancelling:
             async with AsyncSecretCache(usual_settings.client(), config=CacheConfig(fetch_timeout=0.2)) as cache:
                 with usual_settings.inject(hang(), times=None, operation="BatchGetSecretValue"):
                     errors = await cache.prefetch([NAME])
-                assert {name: type(error) for name, error in errors.items()} == {NAME: FetchTimeout}
+                assert isinstance(errors[NAME], FetchTimeout)
 
         run(main())
 
