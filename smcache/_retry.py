@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from smcache._core import FIRST_RETRY, MAX_RETRY
-from smcache.errors import SecretCacheError, Unavailable
+from smcache.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
     from smcache._core import Core, Flight
+    from smcache.errors import SecretCacheError
 
 
 def retry_policy(
@@ -38,9 +39,7 @@ def retry_policy(
         return core.backoff(state.attempt_number, FIRST_RETRY, MAX_RETRY)
 
     def before_sleep(state: RetryCallState) -> None:
-        error = _error_of(state)
-        if isinstance(error, SecretCacheError):
-            note(error, state.upcoming_sleep)
+        note(cast("SecretCacheError", _error_of(state)), state.upcoming_sleep)
 
     return {
         "retry": is_worth_it,

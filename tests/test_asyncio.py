@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from smcache import (
+    AccessDenied,
     AsyncSecretCache,
     CacheClosed,
     CacheConfig,
@@ -448,6 +449,40 @@ class TestSources:
         run(main())
         assert source.fetched == 2
 
+    def test_a_batch_that_ends_the_task_leaves_nobody_waiting(self, run: Run) -> None:
+        class Cancelled(FakeSource):
+            async def fetch_batch(self, secret_ids: object) -> Any:
+                raise asyncio.CancelledError
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=Cancelled()) as cache:
+                assert await cache.prefetch(["a"]) == {}
+                assert (await cache.get("a")).string == "value"
+
+        run(main())
+
+    def test_two_first_requests_share_the_client_they_make(
+        self, run: Run, usual_settings: SecretsManager, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        usual_settings.create(NAME, "v")
+        entered: list[object] = []
+
+        async def main() -> None:
+            source = AioBotoSource()
+            enter = source._exits.enter_async_context
+
+            async def slow(client: Any) -> Any:
+                entered.append(client)
+                await a_few_turns()
+                return await enter(client)
+
+            monkeypatch.setattr(source._exits, "enter_async_context", slow)
+            await asyncio.gather(source.fetch(NAME, "AWSCURRENT", None), source.fetch(NAME, "AWSCURRENT", None))
+            await source.close()
+
+        run(main())
+        assert len(entered) == 1
+
 
 class TestListeners:
     def test_functions_and_coroutine_functions_are_called_and_their_trouble_is_logged(
@@ -550,6 +585,53 @@ class TestDecorator:
 
         run(main())
         assert len(steps) == 8
+
+    def test_everything_but_an_auth_error_passes_through_on_the_first_attempt(self, run: Run) -> None:
+        attempts: list[Secret] = []
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=FakeSource()) as cache:
+
+                @cache.retry_on_auth_error(NAME)
+                async def connect(secret: Secret) -> None:
+                    attempts.append(secret)
+                    raise ConnectionRefusedError
+
+                with pytest.raises(ConnectionRefusedError):
+                    await connect()
+                assert cache.metrics.snapshot().auth_failures == 0
+
+        run(main())
+        assert len(attempts) == 1
+
+    def test_where_pending_may_not_be_read_it_waits_without_blocking_the_loop(self, run: Run, clock: Clock) -> None:
+        source = FakeSource()
+        slept: list[float] = []
+
+        def answer(name: str) -> Secret:
+            if source.fetched == 3:
+                raise AccessDenied("not this label", secret_id=name)
+            return Secret("v", name=name, version_id="new" if slept else "old")
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            await clock.async_sleep(seconds)
+
+        source.answer = answer
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=source, clock=clock, sleep=sleep) as cache:
+
+                @cache.retry_on_auth_error(NAME, is_auth_error=lambda error: isinstance(error, PermissionError))
+                async def connect(secret: Secret) -> str:
+                    if secret.version_id == "old":
+                        raise PermissionError
+                    return secret.version_id
+
+                assert await connect() == "new"
+
+        run(main())
+        assert len(slept) == 1
 
     def test_signature_and_kind_of_the_function_survive(self) -> None:
         cache = AsyncSecretCache(source=FakeSource())

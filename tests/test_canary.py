@@ -105,7 +105,7 @@ def test_nothing_that_holds_a_value_is_pickled_or_dumped(
 ) -> None:
     aws.create(NAME, {"password": canary})
     cache = make_cache()
-    for thing in (cache, cache.get(NAME), cache.get_json(NAME)):
+    for thing in (cache, smcache.AsyncSecretCache(), cache.get(NAME), cache.get_json(NAME)):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             with pytest.raises(TypeError, match="not pickled"):
                 pickle.dumps(thing, protocol)

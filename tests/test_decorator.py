@@ -450,6 +450,12 @@ class TestFactories:
             generator.throw(error)
         assert end.value.value == ["a", error]
 
+        generator = talk()
+        next(generator)
+        generator.close()
+        with pytest.raises(StopIteration):
+            next(generator)
+
         @make_cache().retry_on_auth_error(NAME)
         def silent(secret: Secret) -> Any:
             if secret.string == "v":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from conftest import Clock, MakeCache, Together
 
+    from smcache import SecretCacheError
     from smcache.testing import SecretsManager
 
 GET = "GetSecretValue"
@@ -214,6 +215,17 @@ def test_prefetch_from_a_source_without_batches_fetches_one_by_one() -> None:
         assert cache.metrics.snapshot().hits == 0
         cache.get("a")
         assert cache.metrics.snapshot().hits == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
+def test_a_batch_that_ends_the_thread_leaves_nobody_waiting() -> None:
+    class Leaves(FakeSource):
+        def fetch_batch(self, secret_ids: object) -> Answer[dict[str, Secret | SecretCacheError]]:
+            raise SystemExit
+
+    with SecretCache(source=Leaves(version)) as cache:
+        assert cache.prefetch(["a"]) == {}
+        assert cache.get("a").string == "value 1"
 
 
 def test_a_prefetch_that_takes_too_long_reports_what_is_missing(aws: SecretsManager) -> None:

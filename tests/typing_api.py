@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import assert_type
 
-from smcache import CacheConfig, MetricsSnapshot, Secret, SecretCache, SecretCacheError, is_auth_error
+from smcache import AsyncSecretCache, CacheConfig, MetricsSnapshot, Secret, SecretCache, SecretCacheError, is_auth_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,3 +54,16 @@ def session(secret: Secret) -> Iterator[str]:
 
 with session() as name:
     assert_type(name, str)
+
+
+async def use_async_cache() -> None:
+    async with AsyncSecretCache() as cache:
+        assert_type(await cache.get("prod/db"), Secret)
+        assert_type(await cache.prefetch(["prod/db"]), dict[str, SecretCacheError])
+
+        @cache.retry_on_auth_error("prod/db")
+        async def connect(secret: Secret, dbname: str) -> psycopg.AsyncConnection[Any]:
+            raise NotImplementedError
+
+        assert_type(await connect("app"), "psycopg.AsyncConnection[Any]")
+        await connect()  # type: ignore[call-arg]

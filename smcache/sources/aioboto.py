@@ -105,8 +105,7 @@ class AioBotoSource:
     ) -> Answer[Any]:
         response: Any = None
         try:
-            client = await self._make_client() if self._client is None else self._client
-            response = await getattr(client, method)(**parameters)
+            response = await getattr(await self._ready_client(), method)(**parameters)
             return Answer(parse(response, secret_id), 1 + hidden_retries(response))
         except SecretCacheError as error:
             failure = error.with_traceback(None)
@@ -115,7 +114,7 @@ class AioBotoSource:
         response = None  # a traceback shows its frames' locals
         raise failure
 
-    async def _make_client(self) -> Any:
+    async def _ready_client(self) -> Any:
         if self._making is None:
             self._making = asyncio.Lock()
         async with self._making:

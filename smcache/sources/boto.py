@@ -124,8 +124,7 @@ class BotoSource:
     ) -> Answer[Any]:
         response: Any = None
         try:
-            client = self._make_client() if self._client is None else self._client
-            response = getattr(client, method)(**parameters)
+            response = getattr(self._ready_client(), method)(**parameters)
             return Answer(parse(response, secret_id), 1 + hidden_retries(response))
         except SecretCacheError as error:
             failure = error.with_traceback(None)
@@ -134,7 +133,7 @@ class BotoSource:
         response = None  # a traceback shows its frames' locals
         raise failure
 
-    def _make_client(self) -> Any:
+    def _ready_client(self) -> Any:
         with self._making:
             if self._client is None:
                 import botocore.session  # noqa: PLC0415 - costs ~300 ms, and only those who make a client need it
