@@ -321,8 +321,11 @@ class Core(Generic[Waiter]):
         siblings = self._siblings(key, secret)
         newest = max(siblings, key=lambda sibling: sibling.flight_number, default=entry)
         known = newest.secret if entry.secret is secret else entry.secret
-        if known.version_id == secret.version_id or newest.flight_number > flight.number:
-            secret = flight.secret = newest.secret if newest.flight_number > flight.number else known
+        if newest.flight_number > flight.number:
+            secret = newest.secret  # asked for later, by another name of it
+        elif known.version_id == secret.version_id:
+            secret = known  # one object per version
+        flight.secret = secret
         self._store(entry, secret, max(flight.number, newest.flight_number), now)
         if known is secret or key.stage != AWSCURRENT or key.version_id is not None:
             return None
