@@ -23,9 +23,9 @@ Result = TypeVar("Result")
 class Decorator(Protocol):
     """What ``retry_on_auth_error`` returns: it takes the secret out of a function's signature.
 
-    Type checkers follow it where the secret is the first parameter, or the second (of a method, say). They
-    cannot take out a parameter elsewhere; a third overload for those would turn every result with an ``Any`` in
-    it into ``Any``.
+    Type checkers follow it where the secret is the first parameter, or the second (of a method, say), and before
+    ``**options`` if it is positional-only (``secret: Secret, /``). They cannot take out a parameter elsewhere; a
+    third overload for those would turn every result with an ``Any`` in it into ``Any``.
     """
 
     @overload

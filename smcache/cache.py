@@ -12,6 +12,7 @@ import os
 import random
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smcache import auth
@@ -57,6 +58,9 @@ Value = TypeVar("Value")
 class SecretCache:
     """A cache of Secrets Manager values for threads. Make one for the life of the process; share it freely.
 
+    After a fork the child goes on with the parent's values, a lock and a client of its own (a client that was
+    given is the parent's; give none where processes are forked).
+
     Args:
         client: A boto3 or botocore ``secretsmanager`` client. Without it, one is made on first use from the usual
             settings (environment, profile, region, ``AWS_ENDPOINT_URL``).
@@ -94,6 +98,7 @@ class SecretCache:
         self._closed = False
         # A thread left behind on Lambda is frozen with the process when the handler returns.
         self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        _caches.add(self)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -415,6 +420,13 @@ class SecretCache:
                     self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
 
+    def _start_anew_in_child(self) -> None:
+        """Go on after a fork: the threads that fetched, and the sockets, are the parent's."""
+        self._core.leave_flights()
+        if isinstance(self._source, BotoSource):
+            self._source.start_anew_in_child()
+        self._lock.release()  # held since before the fork, by this thread
+
     def _refuse_closed(self) -> None:
         if self._closed:
             raise CacheClosed("the cache has been closed")
@@ -534,6 +546,32 @@ class SecretCache:
                 callback(rotation.old, rotation.new)
             except Exception as error:  # noqa: BLE001 - a listener's own trouble
                 log_failed_callback(rotation, error)
+
+
+# --- forks ----------------------------------------------------------------------------------------------------
+
+_caches: weakref.WeakSet[SecretCache] = weakref.WeakSet()
+_held: list[SecretCache] = []  # while the process forks: their locks are held, so that the child sees no half-done work
+
+
+def _before_fork() -> None:
+    for cache in list(_caches):
+        cache._lock.acquire()  # noqa: SLF001 - same module
+        _held.append(cache)
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop()._lock.release()  # noqa: SLF001 - same module
+
+
+def _after_fork_in_child() -> None:
+    while _held:
+        _held.pop()._start_anew_in_child()  # noqa: SLF001 - same module
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def checked_config(config: CacheConfig | None) -> CacheConfig:

@@ -86,8 +86,8 @@ class SecretCacheError(Exception):
     def __str__(self) -> str:
         about = f"{self.secret_id!r}: " if self.secret_id else ""
         code = "" if self.code == type(self).__name__ else f" [{self.code}]"
-        hint = f" Hint: {self.hint}" if self.hint else ""
-        return f"{about}{self.message}{code}{hint}"
+        hint = f". Hint: {self.hint}" if self.hint else ""
+        return f"{about}{self.message.rstrip('.')}{code}{hint}"
 
     def _fields(self) -> dict[str, Any]:
         return {

@@ -117,7 +117,8 @@ class Secret:
 
     def __repr__(self) -> str:
         kind = "string" if isinstance(self._value, str) else "binary"
-        return f"<Secret {self.name!r} version {self.version_id!r} {'/'.join(self.stages)} {kind} [redacted]>"
+        stages = "".join(f" {stage}" for stage in self.stages)
+        return f"<Secret {self.name!r} version {self.version_id!r}{stages} {kind} [redacted]>"
 
     def __format__(self, spec: str) -> str:
         return format(repr(self), spec)

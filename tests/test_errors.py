@@ -68,14 +68,14 @@ def test_an_error_carries_what_it_was_given(kind: type[SecretCacheError]) -> Non
         3,
     )
     assert error.args == ("it broke",)
-    assert str(error) == "'prod/db': it broke [SomeException] Hint: mend it"
+    assert str(error) == "'prod/db': it broke [SomeException]. Hint: mend it"
 
 
 @pytest.mark.parametrize("kind", PLAIN)
 def test_an_error_without_particulars_has_the_code_and_the_hint_of_its_class(kind: type[SecretCacheError]) -> None:
     error = kind("it broke")
     assert (error.secret_id, error.code, error.hint, error.requests) == ("", kind.__name__, kind.default_hint, 1)
-    assert str(error) == "it broke" + (f" Hint: {kind.default_hint}" if kind.default_hint else "")
+    assert str(error) == "it broke" + (f". Hint: {kind.default_hint}" if kind.default_hint else "")
 
 
 @pytest.mark.parametrize("error", [*map(full, PLAIN), MissingExtra("the demo", "demo")], ids=lambda error: error.code)
@@ -118,7 +118,7 @@ def test_raising_fresh_ones_grows_no_traceback() -> None:
 
 def test_a_missing_extra_gives_the_pip_line() -> None:
     error = MissingExtra("the demo", "demo")
-    assert str(error) == "the demo needs smcache[demo] Hint: pip install 'smcache[demo]'"
+    assert str(error) == "the demo needs smcache[demo]. Hint: pip install 'smcache[demo]'"
     assert isinstance(error, ImportError)
 
 

@@ -109,6 +109,12 @@ class BotoSource:
         ids = list(secret_ids)
         return self._call("batch_get_secret_value", "", {"SecretIdList": ids}, lambda told, _: batch_from(told, ids))
 
+    def start_anew_in_child(self) -> None:
+        """Make another client after a fork; the connections of this one are the parent's, and stay open there."""
+        self._making = threading.Lock()
+        if self._is_ours:
+            self._client = None
+
     def close(self) -> None:
         """Close the client's connections, if the client was made here."""
         if self._is_ours and self._client is not None:
