@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 AWSCURRENT = "AWSCURRENT"
 AWSPENDING = "AWSPENDING"
 
+BATCH_SIZE = 20  # secrets in one BatchGetSecretValue; source: botocore's model, SecretIdList
 MAX_BACKGROUND = 4  # refreshes in the background at a time
 BUSY_PAUSE = 0.1  # how long a due refresh is put off when that many are under way
 FIRST_BACKOFF = 1.0  # before the second refresh of a value whose first one failed; doubles

@@ -17,11 +17,11 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smcache import auth
-from smcache._core import AWSCURRENT, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._arguments import checked_config, checked_ids, refuse_source
+from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
 from smcache._factory import Placement, StartedAsync, refuse_sync
 from smcache._listeners import Listeners, log_failed_callback
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
-from smcache.cache import BATCH_SIZE, checked_config, checked_ids, refuse_source
 from smcache.errors import (
     CacheClosed,
     FetchTimeout,

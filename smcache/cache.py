@@ -12,15 +12,15 @@ import os
 import random
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smcache import auth
-from smcache._core import AWSCURRENT, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._arguments import checked_config, checked_ids, refuse_source
+from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
 from smcache._factory import Placement, Started, refuse_async
+from smcache._fork import start_anew_after_fork
 from smcache._listeners import Listeners, log_failed_callback
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
-from smcache.config import CacheConfig
 from smcache.errors import (
     CacheClosed,
     FetchTimeout,
@@ -44,12 +44,11 @@ if TYPE_CHECKING:
     from smcache._factory import Decorator
     from smcache._recovery import Ask
     from smcache.auth import Verdict
+    from smcache.config import CacheConfig
     from smcache.secret import SecretFields
     from smcache.sources import Answer
 
 __all__ = ["SecretCache"]
-
-BATCH_SIZE = 20  # secrets in one BatchGetSecretValue; source: botocore's model, SecretIdList
 
 Result = TypeVar("Result")
 Value = TypeVar("Value")
@@ -98,7 +97,7 @@ class SecretCache:
         self._closed = False
         # A thread left behind on Lambda is frozen with the process when the handler returns.
         self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
-        _caches.add(self)
+        start_anew_after_fork(self)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -420,12 +419,20 @@ class SecretCache:
                     self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
 
+    def _hold(self) -> None:
+        """Finish what is being decided, and decide nothing until ``_let_go``: for ``_fork``."""
+        self._lock.acquire()
+
+    def _let_go(self) -> None:
+        """Go on after ``_hold``."""
+        self._lock.release()
+
     def _start_anew_in_child(self) -> None:
-        """Go on after a fork: the threads that fetched, and the sockets, are the parent's."""
+        """Go on after ``_hold`` in a forked child: the threads that fetched, and the sockets, are the parent's."""
         self._core.leave_flights()
         if isinstance(self._source, BotoSource):
             self._source.start_anew_in_child()
-        self._lock.release()  # held since before the fork, by this thread
+        self._lock.release()
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -546,72 +553,6 @@ class SecretCache:
                 callback(rotation.old, rotation.new)
             except Exception as error:  # noqa: BLE001 - a listener's own trouble
                 log_failed_callback(rotation, error)
-
-
-# --- forks ----------------------------------------------------------------------------------------------------
-
-_caches: weakref.WeakSet[SecretCache] = weakref.WeakSet()
-_held: list[SecretCache] = []  # while the process forks: their locks are held, so that the child sees no half-done work
-
-
-def _before_fork() -> None:
-    for cache in list(_caches):
-        cache._lock.acquire()  # noqa: SLF001 - same module
-        _held.append(cache)
-
-
-def _after_fork_in_parent() -> None:
-    while _held:
-        _held.pop()._lock.release()  # noqa: SLF001 - same module
-
-
-def _after_fork_in_child() -> None:
-    while _held:
-        _held.pop()._start_anew_in_child()  # noqa: SLF001 - same module
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-def checked_config(config: CacheConfig | None) -> CacheConfig:
-    """Return the configuration, or the default one.
-
-    Raises:
-        InvalidArgument: It is something else.
-    """
-    if config is None:
-        return CacheConfig()
-    if not isinstance(config, CacheConfig):
-        raise InvalidArgument(f"config= takes a CacheConfig, not {type(config).__name__}")
-    return config
-
-
-def checked_ids(secret_ids: Iterable[str]) -> list[Key]:
-    """Return the keys for a list of ids, each once.
-
-    Raises:
-        InvalidArgument: It is a string, or an id is none that AWS could accept.
-    """
-    if isinstance(secret_ids, str):
-        raise InvalidArgument("prefetch() takes a list of ids, not one", hint=f"prefetch([{secret_ids!r}])")
-    return [check_key(Key(secret_id)) for secret_id in dict.fromkeys(secret_ids)]
-
-
-def refuse_source(client: object, source: object, config: CacheConfig, kind: type, version_kind: type) -> None:
-    """Refuse a source that is none, that stands beside a client, or that cannot do what is configured.
-
-    Raises:
-        InvalidArgument: Which of these.
-    """
-    if client is not None:
-        raise InvalidArgument("both client= and source= were given", hint="values come from one of them")
-    if not isinstance(source, kind):
-        raise InvalidArgument(
-            f"source= is no {kind.__name__}: {type(source).__name__}", hint=f"see smcache.sources.{kind.__name__}"
-        )
-    if config.check_version_first and not isinstance(source, version_kind):
-        raise InvalidArgument(f"check_version_first needs a source with describe(): {type(source).__name__}")
 
 
 def _checked_source(client: object, source: Source | None, config: CacheConfig) -> Source:
