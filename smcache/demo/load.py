@@ -1,7 +1,9 @@
-"""Threads that connect, rotations meanwhile, and what was measured of it."""
+"""Threads or tasks that connect, rotations meanwhile, and what was measured of it."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import statistics
 import threading
@@ -14,28 +16,73 @@ from smcache.metrics import CostModel
 from smcache.testing import rotate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from smcache.demo.contenders import Contender
     from smcache.demo.view import Display
     from smcache.testing import PostgreSQL, SecretsManager
 
-__all__ = ["PLAN", "Attempt", "Figures", "Report", "Rotation", "Run", "join", "measure", "run"]
+__all__ = [
+    "PLAN",
+    "Attempt",
+    "Figures",
+    "Kind",
+    "Report",
+    "Rotation",
+    "Run",
+    "Scene",
+    "in_tasks",
+    "in_threads",
+    "join_tasks",
+    "join_threads",
+    "measure",
+]
 
+Kind: TypeAlias = Literal["threads", "tasks"]
 Strategy: TypeAlias = Literal["single-user", "alternating-users"]
 
 PLAN: tuple[Strategy, ...] = (*("single-user",) * 3, *("alternating-users",) * 2)
 DWELL = 0.5  # seconds between the steps of a rotation
 REST = 1.1  # seconds between rotations: a little more than PLAIN_TTL
 EDGE = 0.5  # seconds before the first rotation and after the last
-PACE = 0.004  # seconds between connections, of all threads together: two slow cores do no more without a queue
+PACE = 0.004  # seconds between connections, of all workers together: two slow cores do no more without a queue
 WAIT_PROMISED = 0.5  # seconds, besides one failed and one good login
-END_WITHIN = 10.0  # seconds that threads have to finish their last connection
+END_WITHIN = 10.0  # seconds that workers have to finish their last connection
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What both contenders meet with.
+
+    Attributes:
+        aws: Where the secrets are.
+        database: Where the passwords are.
+        workers: How many threads or tasks connect.
+        display: Shows how it goes.
+        sleep: Waits so many seconds, and meanwhile calls what it is given now and then.
+    """
+
+    aws: SecretsManager
+    database: PostgreSQL
+    workers: int
+    display: Display
+    sleep: Callable[[float, Callable[[], object]], None]
+
+    @property
+    def first_pauses(self) -> list[float]:
+        """How long each worker waits before its first connection, in seconds."""
+        return [number * PACE for number in range(self.workers)]
+
+    @property
+    def pause(self) -> float:
+        """How long each worker waits between two connections, in seconds."""
+        return self.workers * PACE
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One connection that a thread asked for; times are of ``time.perf_counter``."""
+    """One connection that a worker asked for; times are of ``time.perf_counter``."""
 
     started: float
     ended: float
@@ -111,7 +158,8 @@ class Figures:
 class Report:
     """How the demo went."""
 
-    threads: int
+    workers: int
+    kind: Kind
     seconds: float
     smcache: Figures
     ttl_cache: Figures
@@ -122,86 +170,137 @@ class Report:
         return self.smcache.connections_made > 0 and self.smcache.connections_failed == 0
 
 
-def run(
-    contender: Contender,
-    aws: SecretsManager,
-    database: PostgreSQL,
-    *,
-    threads: int,
-    display: Display,
-    pause: Callable[[float, Callable[[], object]], None],
-) -> Figures:
+def in_threads(contend: Callable[..., AbstractContextManager[Contender]], scene: Scene) -> Figures:
     """Let threads connect through a contender during all rotations of the plan."""
-    current = Run(contender)
-    done = threading.Event()
-    workers = [
-        threading.Thread(
-            target=_connect_until, args=(done, current, number * PACE, threads * PACE), name="smcache-demo", daemon=True
-        )
-        for number in range(threads)
-    ]
-    client = aws.client()
-
-    def sleep(seconds: float) -> None:
-        pause(seconds, lambda: display.tick(current))
-
-    with database.admin() as connection:
-        display.begin(current)
-        for worker in workers:
-            worker.start()
+    with contend(scene.aws, scene.database) as contender:
+        run = Run(contender)
+        done = threading.Event()
+        threads = [
+            threading.Thread(
+                target=_connect_in_thread, args=(run, done, first, scene.pause), name="smcache-demo", daemon=True
+            )
+            for first in scene.first_pauses
+        ]
+        for thread in threads:
+            thread.start()
         try:
-            for strategy in PLAN:
-                sleep(REST if current.rotations else EDGE)
-                rotation = Rotation(strategy, time.perf_counter(), contender.api_calls())
-                current.rotations.append(rotation)
-
-                def on_step(step: str, version_id: str, rotation: Rotation = rotation) -> None:
-                    rotation.step, rotation.version_id = step, version_id
-
-                rotate(
-                    client,
-                    contender.secret_id,
-                    connection,
-                    strategy=strategy,
-                    dwell=DWELL,
-                    sleep=sleep,
-                    on_step=on_step,
-                    login=open_connection,
-                )
-                rotation.ended = time.perf_counter()
-                display.rotated(current)
-            sleep(EDGE)
+            _rotate_by_plan(run, scene)
         finally:
             done.set()
-            join(workers, current)
-    return measure(current)
+            join_threads(threads, run)
+    return measure(run)
 
 
-def _connect_until(done: threading.Event, run: Run, first: float, pause: float) -> None:
+def in_tasks(contend: Callable[..., AbstractAsyncContextManager[Contender]], scene: Scene) -> Figures:
+    """Let the tasks of one event loop connect through a contender during all rotations of the plan."""
+
+    async def main() -> Run:
+        async with contend(scene.aws, scene.database) as contender:
+            run = Run(contender)
+            done = asyncio.Event()
+            tasks = [
+                asyncio.create_task(_connect_in_task(run, done, first, scene.pause)) for first in scene.first_pauses
+            ]
+            try:
+                await asyncio.to_thread(_rotate_by_plan, run, scene)
+            finally:
+                done.set()
+                await join_tasks(tasks, run)
+        return run
+
+    return measure(asyncio.run(main()))
+
+
+def _connect_in_thread(run: Run, done: threading.Event, first: float, pause: float) -> None:
     """Open and use connections, as one thread of an application."""
     done.wait(first)
     while not done.is_set():
-        failure = ""
-        started = ended = time.perf_counter()
-        try:
+        with _attempt(run) as connected:
             connection = run.contender.connect()
-            ended = time.perf_counter()
+            connected()
             with connection:
                 connection.execute("SELECT 1")
-        except Exception as error:  # noqa: BLE001 - whatever it is, this connection has failed
-            ended = time.perf_counter()
-            failure = " ".join(f"{type(error).__name__}: {error}".split())
-        run.attempts.append(Attempt(started, ended, failure))
         done.wait(pause)
 
 
-def join(workers: Sequence[threading.Thread], run: Run) -> None:
+async def _connect_in_task(run: Run, done: asyncio.Event, first: float, pause: float) -> None:
+    """Open and use connections, as one task of an application."""
+    await asyncio.sleep(first)
+    while not done.is_set():
+        with _attempt(run) as connected:
+            connection = await run.contender.connect()
+            connected()
+            async with connection:
+                await connection.execute("SELECT 1")
+        await asyncio.sleep(pause)
+
+
+def join_threads(threads: Sequence[threading.Thread], run: Run) -> None:
     """Wait for threads to end; one that does not is a failed connection."""
     asked = time.perf_counter()
-    for worker in workers:
-        worker.join(max(0.0, asked + END_WITHIN - time.perf_counter()))
-        if worker.is_alive():
-            run.attempts.append(Attempt(asked, time.perf_counter(), f"no answer within {END_WITHIN:g} s"))
+    for thread in threads:
+        thread.join(max(0.0, asked + END_WITHIN - time.perf_counter()))
+        if thread.is_alive():
+            _miss(run, asked)
+
+
+async def join_tasks(tasks: Sequence[asyncio.Task[None]], run: Run) -> None:
+    """Wait for tasks to end; one that does not is a failed connection."""
+    asked = time.perf_counter()
+    _, late = await asyncio.wait(tasks, timeout=END_WITHIN)
+    for task in late:
+        task.cancel()
+        _miss(run, asked)
+
+
+def _miss(run: Run, asked: float) -> None:
+    run.attempts.append(Attempt(asked, time.perf_counter(), f"no answer within {END_WITHIN:g} s"))
+
+
+@contextlib.contextmanager
+def _attempt(run: Run) -> Iterator[Callable[[], None]]:
+    """Take down the connection that the block opens and uses; it calls what this yields when it has opened it."""
+    started = time.perf_counter()
+    connected: list[float] = []
+    failure = ""
+    try:
+        yield lambda: connected.append(time.perf_counter())
+    except Exception as error:  # noqa: BLE001 - whatever it is, this connection has failed
+        failure = " ".join(f"{type(error).__name__}: {error}".split())
+    ended = time.perf_counter() if failure else connected[0]
+    run.attempts.append(Attempt(started, ended, failure))
+
+
+def _rotate_by_plan(run: Run, scene: Scene) -> None:
+    """Rotate the password of a contender's role, again and again."""
+    client = scene.aws.client()
+
+    def sleep(seconds: float) -> None:
+        scene.sleep(seconds, lambda: scene.display.tick(run))
+
+    with scene.database.admin() as connection:
+        scene.display.begin(run)
+        for strategy in PLAN:
+            sleep(REST if run.rotations else EDGE)
+            rotation = Rotation(strategy, time.perf_counter(), run.contender.api_calls())
+            run.rotations.append(rotation)
+
+            def on_step(step: str, version_id: str, rotation: Rotation = rotation) -> None:
+                rotation.step, rotation.version_id = step, version_id
+
+            rotate(
+                client,
+                run.contender.secret_id,
+                connection,
+                strategy=strategy,
+                dwell=DWELL,
+                sleep=sleep,
+                on_step=on_step,
+                login=open_connection,
+            )
+            rotation.ended = time.perf_counter()
+            scene.display.rotated(run)
+        sleep(EDGE)
 
 
 def measure(run: Run) -> Figures:

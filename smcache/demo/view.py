@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -30,14 +30,16 @@ REDRAW = 0.2  # seconds between two pictures of the live table
 PLAIN_WIDTH = 100  # columns, where nobody tells
 
 
-def choose(threads: int, *, as_json: bool) -> Display:
+def choose(workers: int, kind: load.Kind, *, as_json: bool) -> Display:
     """Return the display for where standard output goes."""
     if as_json:
         return Display()
+    as_it_is: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [..] of an error is no markup
     if sys.stdout.isatty() and not Console().is_dumb_terminal:
-        return LiveTable(Console(highlight=False), threads)
+        return LiveTable(Console(**as_it_is), workers, kind)
     # FORCE_COLOR is for tools that would have printed the same without colour.
-    return Lines(Console(force_terminal=False, color_system=None, highlight=False, width=PLAIN_WIDTH), threads)
+    plain = Console(force_terminal=False, color_system=None, width=PLAIN_WIDTH, **as_it_is)
+    return Lines(plain, workers, kind)
 
 
 class Display:
@@ -67,9 +69,10 @@ class Display:
 class Lines(Display):
     """One line for each rotation, and both contenders side by side at the end."""
 
-    def __init__(self, console: Console, threads: int) -> None:
+    def __init__(self, console: Console, workers: int, kind: load.Kind) -> None:
         self._console = console
-        self._threads = threads
+        self._workers = workers
+        self._kind: load.Kind = kind
         self._runs: list[load.Run] = []
 
     def begin(self, run: load.Run) -> None:
@@ -89,23 +92,32 @@ class Lines(Display):
 
     def end(self, report: load.Report) -> None:
         """Print both contenders side by side, and what it means."""
-        self._console.print(_comparison([report.smcache, report.ttl_cache]))
-        self._console.print(_time_lines(self._runs))
+        self._draw(_comparison([report.smcache, report.ttl_cache]))
+        self._draw(_time_lines(self._runs))
         self._say(_verdict(report))
+
+    def _draw(self, table: Table) -> None:
+        if self._console.is_terminal:
+            self._console.print(table)
+            return
+        with self._console.capture() as captured:
+            self._console.print(table)
+        for line in captured.get().splitlines():  # rich fills each line up with blanks
+            self._say(line.rstrip())
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=not self._console.is_terminal)
 
     def __enter__(self) -> Self:
-        self._say(_introduction(self._threads))
+        self._say(_introduction(self._workers, self._kind))
         return self
 
 
 class LiveTable(Lines):
     """The same table, filling up while one looks at it."""
 
-    def __init__(self, console: Console, threads: int) -> None:
-        super().__init__(console, threads)
+    def __init__(self, console: Console, workers: int, kind: load.Kind) -> None:
+        super().__init__(console, workers, kind)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at = 0.0
         self._drawn_step = ""
@@ -136,10 +148,11 @@ class LiveTable(Lines):
         self._live.stop()
 
 
-def _introduction(threads: int) -> str:
+def _introduction(workers: int, kind: load.Kind) -> str:
+    who = f"{workers} {kind}" + (" in one event loop" if kind == "tasks" else "")
     single, alternating = load.PLAN.count("single-user"), load.PLAN.count("alternating-users")
     return (
-        f"{threads} threads open connections to PostgreSQL, first through smcache, then through a plain TTL cache.\n"
+        f"{who} open connections to PostgreSQL, first through smcache, then through a plain TTL cache.\n"
         f"Meanwhile the password is rotated, in steps {load.DWELL:g} s apart: {single} times that of a single user,"
         f" {alternating} times with alternating users.\n"
     )

@@ -119,13 +119,18 @@ class AioBotoSource:
             self._making = asyncio.Lock()
         async with self._making:
             if self._client is None:
-                from aiobotocore.config import AioConfig  # noqa: PLC0415 - heavy, and in an extra
-                from aiobotocore.session import get_session  # noqa: PLC0415
-
-                config = AioConfig(**client_settings(self._fetch_timeout))
+                make_config, get_session = await in_thread(_import_aiobotocore)  # half a second, not the loop's
+                config = make_config(**client_settings(self._fetch_timeout))
                 making = get_session().create_client("secretsmanager", config=config)
                 self._client = await self._exits.enter_async_context(making)
             return self._client
+
+
+def _import_aiobotocore() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    from aiobotocore.config import AioConfig  # noqa: PLC0415 - heavy, and in an extra
+    from aiobotocore.session import get_session  # noqa: PLC0415
+
+    return AioConfig, get_session
 
 
 class ThreadedBotoSource:
