@@ -236,8 +236,6 @@ class TestLoops:
         async def use() -> Secret:
             secret = await cache.refresh(NAME)
             clients.append(source._client)
-            # What a user sees to by closing the cache before the loop ends; here the cache outlives it.
-            await source._exits.aclose()
             return secret
 
         assert run(use()) is run(use())
@@ -469,14 +467,16 @@ class TestSources:
 
         async def main() -> None:
             source = AioBotoSource()
-            enter = source._exits.enter_async_context
+            live = source._live
 
-            async def slow(client: Any) -> Any:
-                entered.append(client)
+            async def slow() -> AsyncIterator[Any]:
                 await a_few_turns()
-                return await enter(client)
+                async with contextlib.aclosing(live()) as life:
+                    async for client in life:
+                        entered.append(client)
+                        yield client
 
-            monkeypatch.setattr(source._exits, "enter_async_context", slow)
+            monkeypatch.setattr(source, "_live", slow)
             await asyncio.gather(source.fetch(NAME, "AWSCURRENT", None), source.fetch(NAME, "AWSCURRENT", None))
             await source.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,7 @@ from smcache.sources.boto import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from smcache.secret import Secret
 
@@ -66,7 +66,7 @@ class AioBotoSource:
         self._is_ours = client is None
         self._fetch_timeout = fetch_timeout
         self._making: asyncio.Lock | None = None
-        self._exits = AsyncExitStack()
+        self._life: AsyncGenerator[Any, None] | None = None
 
     async def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
         """Return one version by GetSecretValue; see ``Source.fetch``."""
@@ -84,17 +84,15 @@ class AioBotoSource:
         )
 
     def leave_loop(self) -> None:
-        """Forget the client made in a loop that has ended; it cannot be closed any more."""
+        """Forget the client made in a loop that has ended, which has closed it."""
         if self._is_ours:
-            self._client = None
-            self._making = None
-            self._exits = AsyncExitStack()
+            self._client = self._making = self._life = None
 
     async def close(self) -> None:
         """Close the client, if it was made here."""
-        if self._is_ours:
+        if self._life is not None:
             self._client = None
-            await self._exits.aclose()
+            await self._life.aclose()
 
     async def _call(
         self,
@@ -119,11 +117,19 @@ class AioBotoSource:
             self._making = asyncio.Lock()
         async with self._making:
             if self._client is None:
-                make_config, get_session = await in_thread(_import_aiobotocore)  # half a second, not the loop's
-                config = make_config(**client_settings(self._fetch_timeout))
-                making = get_session().create_client("secretsmanager", config=config)
-                self._client = await self._exits.enter_async_context(making)
+                self._life = self._live()
+                self._client = await anext(self._life)
             return self._client
+
+    async def _live(self) -> AsyncGenerator[Any, None]:
+        """Make a client, and close it when its time is over: at ``close``, or when ``asyncio.run`` ends its loop.
+
+        It is a generator because a loop that ends closes those that are open, and nothing else.
+        """
+        make_config, get_session = await in_thread(_import_aiobotocore)  # half a second, not the loop's
+        config = make_config(**client_settings(self._fetch_timeout))
+        async with get_session().create_client("secretsmanager", config=config) as client:
+            yield client
 
 
 def _import_aiobotocore() -> tuple[Callable[..., Any], Callable[[], Any]]:
