@@ -498,8 +498,10 @@ class Core(Generic[Waiter]):
 
 
 def _in_trouble(entry: Entry, flight: Flight[Any] | None, now: float) -> bool:
-    """Tell whether AWS was unavailable just now, so that readers need not wait to find out."""
-    return entry.failures > 0 and (flight is not None or now < entry.retry_at + MAX_BACKOFF)
+    """Tell whether AWS is known to be unavailable just now, so that readers need not wait to find out."""
+    if flight is not None:
+        return entry.failures > 0 or flight.trouble is not None
+    return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
 
 
 def _may_be_one(secret_id: str, other: str | None) -> bool:

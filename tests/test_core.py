@@ -619,6 +619,26 @@ def test_backoff_is_capped_however_often_it_failed(failures: int) -> None:
     assert core(lambda: 1.0).backoff(failures, 1.0, 60.0) == min(60.0, 2.0 ** min(failures - 1, 10))
 
 
+def test_once_a_request_has_failed_nobody_waits_for_its_retries() -> None:
+    cache = core(ttl=100)
+    old = load(cache)
+    flight = led(cache.read(DB, 100))
+    assert isinstance(cache.read(DB, 100), Join)
+    cache.retrying(flight, Throttled("slow down"), 1.0)
+    assert served(cache.read(DB, 101)) is old
+    assert counts(cache)[3] == 1
+    cache.landed(flight, secret("v2"), 102)
+    assert served(cache.read(DB, 102)).version_id == "v2"
+
+
+def test_a_failure_of_long_ago_is_no_reason_to_serve_an_old_value() -> None:
+    """After hours without a read, AWS is asked, and the reader waits for what it says."""
+    cache = core(ttl=100)
+    load(cache)
+    fail(cache, Throttled("slow down"), now=90)
+    assert isinstance(cache.read(DB, 5_000), Lead)
+
+
 def test_recovery_is_noticed_within_one_backoff() -> None:
     cache = core(lambda: 0.5, jitter=0, ttl=100)
     load(cache)
