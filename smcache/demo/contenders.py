@@ -59,7 +59,7 @@ def _parameters(values: Mapping[str, Any]) -> dict[str, Any]:
         "dbname": values["dbname"],
         "user": values["username"],
         "password": values["password"],
-        "connect_timeout": 5,
+        "connect_timeout": 30,  # a busy machine is no failed connection
     }
 
 

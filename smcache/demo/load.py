@@ -48,7 +48,7 @@ REST = 1.1  # seconds between rotations: a little more than PLAIN_TTL
 EDGE = 0.5  # seconds before the first rotation and after the last
 PACE = 0.004  # seconds between connections, of all workers together: two slow cores do no more without a queue
 WAIT_PROMISED = 0.5  # seconds, besides one failed and one good login
-END_WITHIN = 10.0  # seconds that workers have to finish their last connection
+END_WITHIN = 40.0  # seconds that workers have to finish their last connection
 
 
 @dataclass(frozen=True)
