@@ -59,6 +59,29 @@ def test_a_child_starts_with_the_parents_values_and_a_client_of_its_own(aws: Sec
     assert aws.requests == {"GetSecretValue": 3}
 
 
+def test_a_child_keeps_a_client_or_source_that_was_given(aws: SecretsManager) -> None:
+    """The cache cannot make another: it is for the user to give none where processes are forked."""
+    aws.create("prod/db", "v1")
+    printed = run_python(
+        """
+        import os, boto3
+        from smcache import Secret, SecretCache
+        from smcache.sources import Answer
+        class Mine:
+            def fetch(self, *_): return Answer(Secret("mine", name="prod/db", version_id="1"))
+            def close(self): ...
+        client = boto3.client("secretsmanager")
+        caches = SecretCache(client), SecretCache(source=Mine())
+        if os.fork() == 0:
+            print([cache.get("prod/db").string for cache in caches], caches[0]._source._client is client, flush=True)
+            os._exit(0)
+        assert os.wait()[1] == 0
+        """,
+        aws,
+    )
+    assert printed.strip() == "['v1', 'mine'] True"
+
+
 def test_children_forked_in_the_middle_of_reads_and_requests_do_not_hang(aws: SecretsManager) -> None:
     for n in range(8):
         aws.create(f"s{n}", "v")
