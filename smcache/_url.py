@@ -1,4 +1,4 @@
-"""The fields that the secrets of databases carry, read with care, and the URL that drivers take.
+"""The fields that the secrets of databases carry, read with care: as a URL, or as the arguments of a driver.
 
 The fields are those of
 https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html
@@ -6,7 +6,7 @@ https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_jso
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from smcache.errors import SecretValueError
@@ -33,32 +33,32 @@ _ENGINES: Mapping[str, tuple[str, int]] = {
 }
 _MAX_PORT = 65535
 
-
-class Login(NamedTuple):
-    """Who logs in, and where to, as far as a secret says."""
-
-    username: str
-    password: str
-    host: str | None
-    port: int | None
-    dbname: str | None
+#: What libpq, and all that is built on it, calls the fields.
+LIBPQ = {"username": "user", "password": "password", "host": "host", "port": "port", "dbname": "dbname"}
 
 
-def login(secret: Secret) -> Login:
-    """Read what a database connection needs of a secret.
+def arguments(secret: Secret, names: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what to lay over the arguments that a driver was given, by the driver's own names.
+
+    Username and password always; host, port and dbname where the secret has them and the driver was given none.
 
     Raises:
         NoSuchKey: It has no username or no password; the message names the keys it has.
         SecretValueError: A field is of the wrong type, or the port is none.
     """
     fields = secret.json()
-    return Login(
-        _text(fields, "username"),
-        _text(fields, "password"),
-        _optional_text(fields, "host"),
-        _port(fields),
-        _optional_text(fields, "dbname"),
-    )
+    who = {"username": _text(fields, "username"), "password": _text(fields, "password")}
+    found = {
+        "host": _optional_text(fields, "host"),
+        "port": _port(fields),
+        "dbname": _optional_text(fields, "dbname"),
+    }
+    where = {
+        field: value
+        for field, value in found.items()
+        if value is not None and field in names and not given.get(names[field])
+    }
+    return {names[field]: value for field, value in {**who, **where}.items()}
 
 
 def url(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from smcache import _url
 from smcache.errors import InvalidArgument, NoSuchKey, NotJSON, WrongKind
 
 if TYPE_CHECKING:
@@ -100,6 +101,36 @@ class Secret:
         fields.secret_id = self.name
         object.__setattr__(self, "_fields", fields)
         return fields
+
+    def url(
+        self,
+        *,
+        driver: str | None = None,
+        engine: str | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        dbname: str | None = None,
+    ) -> str:
+        """Return a database URL made of the fields ``engine host port username password dbname``, percent-encoded.
+
+        The URL holds the password: keep it out of logs. It is that of this version, so a pool that is given one
+        stops connecting at the next rotation; ``smcache.integrations`` are for pools.
+
+        Args:
+            driver: What follows the scheme: ``"psycopg"`` gives ``postgresql+psycopg://``, as SQLAlchemy reads it.
+            engine: Instead of the secret's own, for secrets that RDS manages: they have ``username`` and
+                ``password`` only.
+            host: Instead of the secret's own, such as that of a proxy or a read replica.
+            port: Instead of the secret's own; the engine's usual port where neither says.
+            dbname: Instead of the secret's own; left out where neither says.
+
+        Raises:
+            NoSuchKey: A field is missing; the message names those the secret has.
+            SecretValueError: A field is of the wrong type, or the engine is not known.
+            NotJSON: The value is no JSON object.
+            WrongKind: The secret is binary.
+        """
+        return _url.url(self, driver=driver, engine=engine, host=host, port=port, dbname=dbname)
 
     def __getitem__(self, key: str) -> Any:
         """Return one field of the JSON object: ``secret["password"]``.

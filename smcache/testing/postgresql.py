@@ -116,7 +116,7 @@ class PostgreSQL:
             user=self.superuser,
             password=self._password,
             autocommit=True,
-            connect_timeout=5,
+            connect_timeout=30,
             sslmode="disable",  # whatever PGSSLMODE and PGOPTIONS say
             options="",
         )

@@ -1,0 +1,14 @@
+"""Connection pools that survive a rotation; each module needs the package it is named after, and no other.
+
+    your pool                                           module
+    SQLAlchemy's Engine and AsyncEngine                 smcache.integrations.sqlalchemy
+    psycopg_pool's ConnectionPool, AsyncConnectionPool  smcache.integrations.psycopg_pool
+    asyncpg.create_pool                                 smcache.integrations.asyncpg
+    Django's DATABASES, on PostgreSQL                   smcache.integrations.django
+
+All of them log in with ``username`` and ``password`` of the secret. ``host``, ``port`` and ``dbname`` come from the
+secret where the pool itself is told nothing, so that a proxy or a read replica can be named.
+
+Connections that are open stay open when a password changes, so none has to be closed. Each module says how to
+retire them all the same.
+"""

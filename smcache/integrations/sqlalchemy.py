@@ -1,0 +1,104 @@
+"""SQLAlchemy: an ``Engine`` or ``AsyncEngine`` that logs in with a secret, whatever the driver.
+
+    engine = create_engine("postgresql+psycopg://")
+    use_secret(engine, cache, "prod/db")
+
+To retire old connections after a rotation as well: ``cache.on_rotation("prod/db", lambda old, new: engine.dispose())``
+closes those that are idle; those in use are not pooled again, and end when they are garbage-collected. An
+AsyncEngine's ``await engine.dispose()`` goes into a coroutine function, which ``AsyncSecretCache`` awaits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Engine, event
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from smcache import _url
+from smcache.aio import AsyncSecretCache
+from smcache.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy import Dialect
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from smcache.cache import SecretCache
+    from smcache.secret import Secret
+
+__all__ = ["use_secret"]
+
+_A_PORT = 54321  # a mark, as are the names of the fields below
+
+
+def use_secret(engine: Engine | AsyncEngine, cache: SecretCache | AsyncSecretCache, secret_id: str) -> None:
+    """Have the engine open its connections with what a secret holds, and with the next version when it is rejected.
+
+    Username and password always come from the secret; host, port and database do where the engine's URL and
+    ``connect_args`` leave them out. Connections that are open already stay as they are.
+
+    It listens to ``do_connect``
+    (https://docs.sqlalchemy.org/en/20/core/engines.html#generating-dynamic-authentication-tokens), which an engine
+    made with ``creator=`` never fires. Listeners of your own that change the arguments go before it.
+
+    Args:
+        engine: An Engine, or an AsyncEngine.
+        cache: A SecretCache for an Engine; an AsyncSecretCache for an AsyncEngine, whose loop a SecretCache would
+            block while it waits for AWS.
+        secret_id: The secret's name or ARN.
+
+    Raises:
+        InvalidArgument: The cache is of the wrong kind, or the driver takes no password by name (pyodbc, which has it
+            within a connection string).
+
+    Connecting raises what the driver raises, as SQLAlchemy wraps it, what ``cache.get`` raises, and NoSuchKey for
+    a secret without username or password.
+    """
+    # Importing AsyncEngine takes greenlet, which those who have an Engine may do without.
+    sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
+    dialect = sync_engine.dialect
+    if dialect.is_async is not isinstance(cache, AsyncSecretCache):
+        wanted = "AsyncSecretCache" if dialect.is_async else "SecretCache"
+        raise InvalidArgument(f"this engine needs a {wanted}, not a {type(cache).__name__}")
+    names = _names(sync_engine.url.drivername, dialect)
+
+    if isinstance(cache, AsyncSecretCache):
+
+        @cache.retry_on_auth_error(secret_id)
+        async def connect_async(
+            secret: Secret, dialect: Dialect, cargs: Sequence[Any], cparams: Mapping[str, Any]
+        ) -> Any:
+            return await greenlet_spawn(
+                dialect.connect, *cargs, **{**cparams, **_url.arguments(secret, names, cparams)}
+            )
+
+        def do_connect(dialect: Dialect, _record: object, cargs: Sequence[Any], cparams: Mapping[str, Any]) -> Any:
+            return await_only(connect_async(dialect, cargs, cparams))
+
+    else:
+
+        @cache.retry_on_auth_error(secret_id)
+        def connect(secret: Secret, dialect: Dialect, cargs: Sequence[Any], cparams: Mapping[str, Any]) -> Any:
+            return dialect.connect(*cargs, **{**cparams, **_url.arguments(secret, names, cparams)})
+
+        def do_connect(dialect: Dialect, _record: object, cargs: Sequence[Any], cparams: Mapping[str, Any]) -> Any:
+            return connect(dialect, cargs, cparams)
+
+    event.listen(sync_engine, "do_connect", do_connect)
+
+
+def _names(drivername: str, dialect: Dialect) -> dict[str, str]:
+    """Return what the driver calls each field: asked of the dialect, since ``password`` is ``passwd`` to mysqldb."""
+    # pyodbc warns where its driver is not named.
+    marked = URL.create(drivername, "username", "password", "host", _A_PORT, "dbname", {"driver": "a driver"})
+    _, arguments = dialect.create_connect_args(marked)
+    fields = {"username": "username", "password": "password", "host": "host", _A_PORT: "port", "dbname": "dbname"}
+    names = {fields[mark]: name for name, mark in arguments.items() if isinstance(mark, (str, int)) and mark in fields}
+    if not {"username", "password"} <= names.keys():
+        raise InvalidArgument(
+            f"{drivername} takes no password by name",
+            hint="decorate a function that connects with retry_on_auth_error, and pass it as creator=",
+        )
+    return names
