@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from smcache._core import Flight, Rotation, Step
     from smcache._factory import Decorator
     from smcache._recovery import Ask
+    from smcache._recovery import Step as RecoveryStep
     from smcache.auth import Verdict
     from smcache.config import CacheConfig
     from smcache.secret import SecretFields
@@ -144,17 +145,11 @@ class AsyncSecretCache:
         """Return a version other than the one a server has rejected; see ``SecretCache.renew``."""
         if not isinstance(rejected, Secret):
             raise InvalidArgument(f"renew() takes the rejected Secret, not {type(rejected).__name__}")
-        call = Call(rejected)
         self._enter()
-        key = self._core.key_of(rejected)
-        self._recovery.rejected(call, rejected, "rejected", self._clock())
-        while True:
-            step = self._recovery.step(call, self._core.peek(key), self._clock())
-            if isinstance(step, Try):
-                return step.secret
-            if isinstance(step, GiveUp):
-                raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
-            await self._find_out(call, key, step)
+        secret = await self._next(Call(rejected), self._core.key_of(rejected), rejected, "rejected")
+        if secret is None:
+            raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
+        return secret
 
     async def prefetch(self, secret_ids: Iterable[str]) -> dict[str, SecretCacheError]:
         """Load the AWSCURRENT versions of many secrets, 20 a request; see ``SecretCache.prefetch``."""
@@ -294,38 +289,56 @@ class AsyncSecretCache:
         judge: Callable[[Exception], Verdict | bool | None],
         auth_result: Callable[[Result], bool] | None,
     ) -> Result:
-        """Perform what ``_recovery`` decides, until an attempt succeeds or its failure is final."""
+        """Try one version after the other, until an attempt succeeds or its failure is final."""
         failure: Exception | None = None
         refused: list[Result] = []
-        current = await self.get(key.secret_id)
-        # What the cache holds by now: a version that is already gone would be taken for a rotation.
-        call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        call, first = await self._first(key)
+        secret: Secret | None = first
         try:
-            while not isinstance(step, GiveUp):
-                if isinstance(step, Try):
-                    verdict: Verdict | bool | None
-                    try:
-                        result = await attempt(step.secret)
-                    except Exception as error:
-                        verdict = judge(error)
-                        if not verdict:
-                            raise
-                        failure = error
-                    else:
-                        if auth_result is None or not auth_result(result):
-                            self._accepted(call, key, step.secret)
-                            return result
-                        verdict, failure, refused = True, None, [result]
-                    kind: Verdict = "account" if verdict == "account" else "rejected"
-                    self._recovery.rejected(call, step.secret, kind, self._clock())
+            while secret is not None:
+                verdict: Verdict | bool | None
+                try:
+                    result = await attempt(secret)
+                except Exception as error:
+                    verdict = judge(error)
+                    if not verdict:
+                        raise
+                    failure = error
                 else:
-                    await self._find_out(call, key, step)
-                step = self._recovery.step(call, self._core.peek(key), self._clock())
+                    if auth_result is None or not auth_result(result):
+                        self._accepted(call, key, secret)
+                        return result
+                    verdict, failure, refused = True, None, [result]
+                secret = await self._next(call, key, secret, "account" if verdict == "account" else "rejected")
             if failure is not None:
                 raise failure
             return refused[0]
         finally:
             failure = None  # the error's traceback refers to this frame: a cycle otherwise
+
+    async def _first(self, key: Key) -> tuple[Call, Secret]:
+        """Begin a call; return the version to try first."""
+        current = await self.get(key.secret_id)
+        # What the cache holds by now: a version that is already gone would be taken for a rotation.
+        call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        return call, await self._reach(call, key, step) or current
+
+    async def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
+        """Take in that the server refused a version; return the next to try, or None if its failure is final."""
+        self._recovery.rejected(call, refused, verdict, self._clock())
+        return await self._reach(call, key, None)
+
+    async def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
+        """Perform what ``_recovery`` decides, until there is a version to try or none is to be had."""
+        while True:
+            if step is None:
+                step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if isinstance(step, Try):
+                return step.secret
+            if isinstance(step, GiveUp):
+                return None
+            await self._find_out(call, key, step)
+            step = None
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
         if self._recovery.accepted(call, secret, self._core.peek(key)):

@@ -341,7 +341,7 @@ def _codes(rejected: str, account: str = "") -> dict[int, Verdict]:
     return codes | {int(code): "account" for code in account.split()}
 
 
-_MYSQL: Final = _codes("1045", "1698 1820 1862 3118 3955 4151")  # no password, expired, locked; 1044 is none
+_MYSQL: Final = _codes("1045", "1698 1820 1862 3118 3955 4150 4151")  # no password, expired, locked; not 1044
 _SQL_SERVER: Final = _codes("18456", "18470 18486 18487 18488")  # disabled, locked out, expired, to be changed
 _ORACLE: Final = _codes("1017 1005", "28000 28001")  # locked, expired
 _CLICKHOUSE: Final = _codes("516 192 193 194")  # the last three until 2020: no such user, wrong, none given

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from smcache._core import Flight, Rotation, Step
     from smcache._factory import Decorator
     from smcache._recovery import Ask
+    from smcache._recovery import Step as RecoveryStep
     from smcache.auth import Verdict
     from smcache.config import CacheConfig
     from smcache.secret import SecretFields
@@ -164,19 +165,13 @@ class SecretCache:
         """
         if not isinstance(rejected, Secret):
             raise InvalidArgument(f"renew() takes the rejected Secret, not {type(rejected).__name__}")
-        call = Call(rejected)
         with self._lock:
             self._refuse_closed()
             key = self._core.key_of(rejected)
-            self._recovery.rejected(call, rejected, "rejected", self._clock())
-        while True:
-            with self._lock:
-                step = self._recovery.step(call, self._core.peek(key), self._clock())
-            if isinstance(step, Try):
-                return step.secret
-            if isinstance(step, GiveUp):
-                raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
-            self._find_out(call, key, step)
+        secret = self._next(Call(rejected), key, rejected, "rejected")
+        if secret is None:
+            raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
+        return secret
 
     def prefetch(self, secret_ids: Iterable[str]) -> dict[str, SecretCacheError]:
         """Load the AWSCURRENT versions of many secrets, 20 a request, and return the errors by secret id.
@@ -324,41 +319,59 @@ class SecretCache:
         judge: Callable[[Exception], Verdict | bool | None],
         auth_result: Callable[[Result], bool] | None,
     ) -> Result:
-        """Perform what ``_recovery`` decides, until an attempt succeeds or its failure is final."""
+        """Try one version after the other, until an attempt succeeds or its failure is final."""
         failure: Exception | None = None
         refused: list[Result] = []
-        current = self.get(key.secret_id)
-        with self._lock:
-            # What the cache holds by now: a version that is already gone would be taken for a rotation.
-            call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        call, first = self._first(key)
+        secret: Secret | None = first
         try:
-            while not isinstance(step, GiveUp):
-                if isinstance(step, Try):
-                    verdict: Verdict | bool | None
-                    try:
-                        result = attempt(step.secret)
-                    except Exception as error:
-                        verdict = judge(error)
-                        if not verdict:
-                            raise
-                        failure = error
-                    else:
-                        if auth_result is None or not auth_result(result):
-                            self._accepted(call, key, step.secret)
-                            return result
-                        verdict, failure, refused = True, None, [result]
-                    with self._lock:
-                        kind: Verdict = "account" if verdict == "account" else "rejected"
-                        self._recovery.rejected(call, step.secret, kind, self._clock())
+            while secret is not None:
+                verdict: Verdict | bool | None
+                try:
+                    result = attempt(secret)
+                except Exception as error:
+                    verdict = judge(error)
+                    if not verdict:
+                        raise
+                    failure = error
                 else:
-                    self._find_out(call, key, step)
-                with self._lock:
-                    step = self._recovery.step(call, self._core.peek(key), self._clock())
+                    if auth_result is None or not auth_result(result):
+                        self._accepted(call, key, secret)
+                        return result
+                    verdict, failure, refused = True, None, [result]
+                secret = self._next(call, key, secret, "account" if verdict == "account" else "rejected")
             if failure is not None:
                 raise failure
             return refused[0]
         finally:
             failure = None  # the error's traceback refers to this frame: a cycle otherwise
+
+    def _first(self, key: Key) -> tuple[Call, Secret]:
+        """Begin a call; return the version to try first."""
+        current = self.get(key.secret_id)
+        with self._lock:
+            # What the cache holds by now: a version that is already gone would be taken for a rotation.
+            call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        return call, self._reach(call, key, step) or current
+
+    def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
+        """Take in that the server refused a version; return the next to try, or None if its failure is final."""
+        with self._lock:
+            self._recovery.rejected(call, refused, verdict, self._clock())
+        return self._reach(call, key, None)
+
+    def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
+        """Perform what ``_recovery`` decides, until there is a version to try or none is to be had."""
+        while True:
+            if step is None:
+                with self._lock:
+                    step = self._recovery.step(call, self._core.peek(key), self._clock())
+            if isinstance(step, Try):
+                return step.secret
+            if isinstance(step, GiveUp):
+                return None
+            self._find_out(call, key, step)
+            step = None
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
         with self._lock:

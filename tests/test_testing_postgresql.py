@@ -16,6 +16,7 @@ import psycopg2
 import pytest
 
 from smcache.testing import PostgreSQL, postgres, postgresql
+from smcache.testing._process import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,7 @@ def test_an_error_in_the_block_ends_it_as_well_and_stopping_twice_is_no_error() 
 
 
 def test_a_server_that_does_not_react_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql, "_STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(postgresql, "STOP_TIMEOUT", 0.1)
     with postgres() as server:
         assert server._directory is not None
         postmaster = int((server._directory / "data" / "postmaster.pid").read_text().split()[0])
@@ -221,8 +222,7 @@ def test_without_a_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
 def test_an_address_that_was_taken_meanwhile_is_replaced_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [taken.getsockname()[1]]
-        free_port = postgresql._free_port
-        monkeypatch.setattr(postgresql, "_free_port", lambda: ports.pop() if ports else free_port())
+        monkeypatch.setattr(postgresql, "free_port", lambda: ports.pop() if ports else free_port())
         with postgres() as server:
             assert server.port != taken.getsockname()[1]
             server.admin().close()

@@ -5,9 +5,13 @@
     psycopg_pool's ConnectionPool, AsyncConnectionPool  smcache.integrations.psycopg_pool
     asyncpg.create_pool                                 smcache.integrations.asyncpg
     Django's DATABASES, on PostgreSQL                   smcache.integrations.django
+    PyMySQL, and DBUtils over it                        smcache.integrations.pymysql
+    redis-py's ConnectionPool, sync and asyncio         smcache.integrations.redis
+    API keys and tokens in httpx                        smcache.integrations.httpx
+    API keys and tokens in requests                     smcache.integrations.requests
 
-All of them log in with ``username`` and ``password`` of the secret. ``host``, ``port`` and ``dbname`` come from the
-secret where the pool itself is told nothing, so that a proxy or a read replica can be named.
+Those of databases log in with ``username`` and ``password`` of the secret. ``host``, ``port`` and ``dbname`` come
+from the secret where the pool itself is told nothing, so that a proxy or a read replica can be named.
 
 Connections that are open stay open when a password changes, so none has to be closed. Each module says how to
 retire them all the same.

@@ -6,10 +6,8 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import secrets
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import tempfile
@@ -18,6 +16,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from smcache.testing._process import (
+    ENVIRONMENT,
+    LOG_TAIL,
+    START_TIMEOUT,
+    STOP_TIMEOUT,
+    account_of_server,
+    free_port,
+    guardian,
+    random_password,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -25,33 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgreSQL", "postgres"]
 
-_START_TIMEOUT = 30.0  # seconds
-_STOP_TIMEOUT = 10.0  # seconds; an immediate shutdown takes a few hundredths
-_LOG_TAIL = 2000  # characters
 _MAX_CONNECTIONS = 220  # 200 threads, the superuser's reserve and some more
 
-# No PG* variable of the caller, messages in English, and no search for the local time zone.
-_ENVIRONMENT = {"PATH": os.defpath, "TZ": "UTC"}
 
 # Nobody is trusted, and there is no way in but this one.
 _HBA = "host all all 127.0.0.1/32 scram-sha-256\n"
-
-# The server's guardian. It reads a pipe that only our process can write to, so it learns of the end of our
-# process even from SIGKILL, when nothing of ours runs any more; then it stops the server and removes its
-# directory. PR_SET_PDEATHSIG would be Linux only, needs a preexec_fn, which is not safe with threads, and
-# fires when the *thread* that started the server ends. File descriptor 3, since sh gives background
-# commands /dev/null as standard input.
-_GUARD = """
-exec 3<&0
-"$@" 3<&- </dev/null &
-server=$!
-{ read -r _ <&3; kill -QUIT "$server"; } 2>/dev/null &
-watch=$!
-exec 3<&-
-wait "$server"
-kill "$watch" 2>/dev/null
-rm -rf "$0"
-"""
 
 
 @contextlib.contextmanager
@@ -97,7 +84,7 @@ class PostgreSQL:
         self._owner = os.getpid()
         self._guard: subprocess.Popen[bytes] | None = None
         self._directory: Path | None = None
-        self._password = _random_password()
+        self._password = random_password()
         self.port = 0
         atexit.register(self.stop)
         try:
@@ -164,7 +151,7 @@ class PostgreSQL:
         guard, self._guard = self._guard, None
         if guard is not None:
             try:
-                guard.communicate(b"\n", timeout=_STOP_TIMEOUT)
+                guard.communicate(b"\n", timeout=STOP_TIMEOUT)
             except subprocess.TimeoutExpired:
                 os.killpg(guard.pid, signal.SIGKILL)
                 guard.communicate()
@@ -173,15 +160,15 @@ class PostgreSQL:
 
     def _start(self) -> bool:
         """Start on a port that was free a moment ago; False if it no longer is."""
-        account = _account()
+        account = account_of_server()
         self._directory = _make_directory(account)
         binaries = _reachable_binaries(self._binaries, self._directory, account)
         _initdb(binaries, self._directory, self._password, account)
-        self.port = _free_port()
+        self.port = free_port()
         with tempfile.TemporaryFile() as log:
             self._guard = subprocess.Popen(  # noqa: S603 - our own command
                 [
-                    *("/bin/sh", "-c", _GUARD, str(self._directory), str(binaries / "postgres")),
+                    *("/bin/sh", "-c", guardian("QUIT"), str(self._directory), str(binaries / "postgres")),
                     *("-D", "data", "-h", self.host, "-p", str(self.port)),
                     *("-k", ""),  # no unix socket
                     *("-F", "-c", "shared_buffers=16MB", "-c", f"max_connections={_MAX_CONNECTIONS}"),
@@ -191,14 +178,14 @@ class PostgreSQL:
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
-                env=_ENVIRONMENT,
+                env=ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
                 **account,
             )
             return self._wait_until_ready(self._guard, self._directory / "data", log)
 
     def _wait_until_ready(self, guard: subprocess.Popen[bytes], data: Path, log: IO[bytes]) -> bool:
-        deadline = time.monotonic() + _START_TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT
         # Its own status file, as pg_ctl reads it: on the port, somebody else may answer.
         while not _is_ready(data / "postmaster.pid"):
             ended = guard.poll() is not None
@@ -207,7 +194,7 @@ class PostgreSQL:
                 lines = log.read().decode(errors="replace")
                 if ended and "Address already in use" in lines:
                     return False
-                raise RuntimeError(f"PostgreSQL did not start; its log ends with:\n{lines[-_LOG_TAIL:]}")
+                raise RuntimeError(f"PostgreSQL did not start; its log ends with:\n{lines[-LOG_TAIL:]}")
             time.sleep(0.01)
         return True
 
@@ -218,13 +205,6 @@ def _is_ready(status_file: Path) -> bool:
     except FileNotFoundError:
         return False
     return [line.strip() for line in lines[7:]] == ["ready"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((PostgreSQL.host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _find_binaries() -> Path:
@@ -239,20 +219,6 @@ def _missing_extra() -> Exception:
     from smcache.errors import MissingExtra  # noqa: PLC0415 - needed in this one case
 
     return MissingExtra("the PostgreSQL test server", "testing")
-
-
-def _random_password() -> str:
-    return secrets.token_urlsafe(24)
-
-
-def _account() -> dict[str, Any]:
-    """Who runs the server, as arguments of subprocess: PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return {}
-    import pwd  # noqa: PLC0415 - not on Windows, where the rest of the kit works
-
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 def _make_directory(account: Mapping[str, Any]) -> Path:
@@ -303,11 +269,11 @@ def _initdb(binaries: Path, directory: Path, password: str, account: Mapping[str
         capture_output=True,
         start_new_session=True,  # a Ctrl-C is ours to handle
         cwd=directory,
-        env=_ENVIRONMENT,
+        env=ENVIRONMENT,
         check=False,
         **account,
     )
     password_file.unlink()
     if done.returncode != 0:
-        raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-_LOG_TAIL:]}")
+        raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')[-LOG_TAIL:]}")
     (directory / "data" / "pg_hba.conf").write_text(_HBA)
