@@ -66,9 +66,9 @@ def test_a_secret_is_what_rds_stores_and_logs_in(server: MariaDB) -> None:
 
 
 def test_the_password_of_the_administrator_is_in_no_command_line_file_or_repr(server: MariaDB) -> None:
-    assert server._directory is not None
+    assert server._process.directory is not None
     password = server._password.encode()
-    files = [path for path in server._directory.rglob("*") if path.is_file()]
+    files = [path for path in server._process.directory.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if password in path.read_bytes()]
     commands = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True).stdout  # noqa: S607 - found on PATH
@@ -80,7 +80,7 @@ def test_the_password_of_the_administrator_is_in_no_command_line_file_or_repr(se
 def test_it_is_gone_when_the_block_ends_also_by_an_error_and_stopping_twice_is_no_error(server: MariaDB) -> None:
     with pytest.raises(ZeroDivisionError), mariadb() as other:  # noqa: PT012 - the block is the point
         assert other.port != server.port
-        directory = other._directory
+        directory = other._process.directory
         other.stop()
         raise ZeroDivisionError
     assert directory is not None
@@ -95,7 +95,7 @@ def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
         "import signal\n"
         "from smcache.testing.mariadb_server import mariadb\n"
         "with mariadb() as server:\n"
-        "    print(server.port, server._directory, flush=True)\n"
+        "    print(server.port, server._process.directory, flush=True)\n"
         "    signal.pause()\n"
     )
     with subprocess.Popen(  # noqa: S603 - our own command

@@ -90,9 +90,9 @@ def test_200_connections_are_open_at_once(pg: PostgreSQL) -> None:
 
 
 def test_the_password_of_the_superuser_is_in_no_command_line_file_or_repr(pg: PostgreSQL) -> None:
-    assert pg._directory is not None
+    assert pg._process.directory is not None
     password = pg._password.encode()
-    files = [path for path in pg._directory.rglob("*") if path.is_file()]
+    files = [path for path in pg._process.directory.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if password in path.read_bytes()]
     commands = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True).stdout  # noqa: S607 - found on PATH
@@ -104,7 +104,7 @@ def test_the_password_of_the_superuser_is_in_no_command_line_file_or_repr(pg: Po
 def test_it_is_gone_when_the_block_ends(pg: PostgreSQL) -> None:
     with postgres() as server:
         assert server.port != pg.port
-        directory = server._directory
+        directory = server._process.directory
         assert directory is not None
         assert directory.is_dir()
     assert not directory.exists()
@@ -120,13 +120,13 @@ def test_an_error_in_the_block_ends_it_as_well_and_stopping_twice_is_no_error() 
 
 
 def test_a_server_that_does_not_react_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgresql, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr("smcache.testing._process.STOP_TIMEOUT", 0.1)
     with postgres() as server:
-        assert server._directory is not None
-        postmaster = int((server._directory / "data" / "postmaster.pid").read_text().split()[0])
+        assert server._process.directory is not None
+        postmaster = int((server._process.directory / "data" / "postmaster.pid").read_text().split()[0])
         os.kill(postmaster, signal.SIGSTOP)
     assert not accepts(server.port)
-    assert not server._directory.exists()
+    assert not server._process.directory.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -136,7 +136,7 @@ def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
         "import signal\n"
         "from smcache.testing import postgres\n"
         "with postgres() as pg:\n"
-        "    print(pg.port, pg._directory, flush=True)\n"
+        "    print(pg.port, pg._process.directory, flush=True)\n"
         "    signal.pause()\n"
     )
     with subprocess.Popen(  # noqa: S603 - our own command

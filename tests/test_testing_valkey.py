@@ -68,13 +68,13 @@ def test_a_secret_holds_what_a_login_needs(server: Valkey) -> None:
 
 
 def test_nothing_is_kept_and_no_password_is_in_a_command_line_file_or_repr(server: Valkey) -> None:
-    assert server._directory is not None
+    assert server._process.directory is not None
     with server.admin() as admin:
         admin.set("key", "value")
-    assert [path.name for path in server._directory.iterdir()] == ["valkey.conf"]
-    assert server._password not in (server._directory / "valkey.conf").read_text()
+    assert [path.name for path in server._process.directory.iterdir()] == ["valkey.conf"]
+    assert server._password not in (server._process.directory / "valkey.conf").read_text()
     commands = subprocess.run(["ps", "-A", "-ww", "-o", "args"], capture_output=True, check=True).stdout  # noqa: S607 - found on PATH
-    assert str(server._directory).encode() in commands
+    assert str(server._process.directory).encode() in commands
     assert server._password.encode() not in commands
     assert server._password not in repr(server)
 
@@ -83,7 +83,7 @@ def test_it_is_gone_when_the_block_ends_also_by_an_error_and_stopping_twice_is_n
     with pytest.raises(ZeroDivisionError), valkey() as other:  # noqa: PT012 - the block is the point
         assert other.port != server.port
         assert accepts(other.port)
-        directory = other._directory
+        directory = other._process.directory
         other.stop()
         raise ZeroDivisionError
     assert directory is not None
@@ -98,7 +98,7 @@ def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
         "import signal\n"
         "from smcache.testing.valkey_server import valkey\n"
         "with valkey() as server:\n"
-        "    print(server.port, server._directory, flush=True)\n"
+        "    print(server.port, server._process.directory, flush=True)\n"
         "    signal.pause()\n"
     )
     with subprocess.Popen(  # noqa: S603 - our own command
@@ -118,13 +118,13 @@ def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
 
 
 def test_a_guard_that_does_not_react_is_killed_with_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr("smcache.testing._process.STOP_TIMEOUT", 0.1)
     with valkey() as server:
-        assert server._guard is not None
-        os.kill(server._guard.pid, signal.SIGSTOP)
+        assert server._process.guard is not None
+        os.kill(server._process.guard.pid, signal.SIGSTOP)
     until(lambda: not accepts(server.port))
-    assert server._directory is not None
-    assert not server._directory.exists()
+    assert server._process.directory is not None
+    assert not server._process.directory.exists()
 
 
 def test_a_forked_child_that_exits_does_not_stop_it() -> None:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import secrets
+import shutil
+import signal
 import socket
-from typing import Any, Literal
+import subprocess
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 START_TIMEOUT = 30.0  # seconds
 STOP_TIMEOUT = 10.0  # seconds; an immediate shutdown takes a few hundredths
@@ -32,9 +42,80 @@ rm -rf "$0"
 """
 
 
-def guardian(signal: Literal["QUIT", "KILL"]) -> str:
-    """Return the program of a server's guardian, for `sh -c`: it takes the directory, then the server's command."""
-    return _GUARD % signal
+class GuardedProcess:
+    """A server's process and its directory, which are gone when it is stopped, and when our process ends.
+
+    Attributes:
+        directory: the server's own; None before it has one.
+        guard: the guardian's process; None while none runs.
+    """
+
+    def __init__(self, name: str, signal_to_stop: Literal["QUIT", "KILL"]) -> None:
+        self._name = name
+        self._guardian = _GUARD % signal_to_stop
+        self._owner = os.getpid()
+        self.directory: Path | None = None
+        self.guard: subprocess.Popen[bytes] | None = None
+
+    def start(self, attempt: Callable[[], bool]) -> None:
+        """Call `attempt`, which makes the directory and calls `run`, until it is True; stop if it raises."""
+        atexit.register(self.stop)
+        try:
+            while not attempt():
+                self._end()
+        except BaseException:
+            self.stop()
+            raise
+
+    def run(
+        self, command: list[str], *, is_ready: Callable[[str], bool], env: Mapping[str, str], account: Mapping[str, Any]
+    ) -> bool:
+        """Run the server in its directory until `is_ready` says so of its log; False if its port was taken meanwhile.
+
+        Raises:
+            RuntimeError: it ended, or took too long; with the end of its log.
+        """
+        with tempfile.TemporaryFile() as log:
+            self.guard = subprocess.Popen(  # noqa: S603 - our own command
+                ["/bin/sh", "-c", self._guardian, str(self.directory), *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=env,
+                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
+                **account,
+            )
+            deadline = time.monotonic() + START_TIMEOUT
+            while True:
+                ended = self.guard.poll() is not None
+                # Not `seek`: the server writes where this file stands.
+                lines = os.pread(log.fileno(), 1_000_000, 0).decode(errors="replace")
+                if is_ready(lines):
+                    return True
+                if ended and "Address already in use" in lines:
+                    return False
+                if ended or time.monotonic() > deadline:
+                    raise RuntimeError(f"{self._name} did not start; its log ends with:\n{lines[-LOG_TAIL:]}")
+                time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Stop the server and remove its directory. A second call does nothing."""
+        if os.getpid() != self._owner:  # a forked child ends: the server is not its own
+            return
+        atexit.unregister(self.stop)
+        self._end()
+
+    def _end(self) -> None:
+        guard, self.guard = self.guard, None
+        if guard is not None:
+            try:
+                guard.communicate(b"\n", timeout=STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(guard.pid, signal.SIGKILL)
+                guard.communicate()
+        if self.directory is not None:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from smcache.testing._process import (
-    LOG_TAIL,
-    START_TIMEOUT,
-    STOP_TIMEOUT,
-    account_of_server,
-    free_port,
-    guardian,
-    random_password,
-)
+from smcache.testing._process import LOG_TAIL, GuardedProcess, account_of_server, free_port, random_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,7 +22,6 @@ __all__ = ["INSTALL", "MariaDB", "is_installed", "mariadb"]
 #: What to run where there is no server: no package on PyPI carries one.
 INSTALL = "apt-get install -y mariadb-server"
 
-_KILLING_GUARD = guardian("KILL")  # nothing is lost by it
 _SEARCHED = f"{os.defpath}:/usr/sbin:/usr/local/sbin:/usr/local/bin"  # Debian keeps servers in /usr/sbin
 _ENVIRONMENT = {"PATH": _SEARCHED, "TZ": "UTC"}  # no MYSQL_* variable of the caller
 _MAX_CONNECTIONS = 320  # 200 threads, or tasks, and some more
@@ -83,15 +71,11 @@ class MariaDB:
         self._connect = pymysql.connect
         self._server = _find("mariadbd")
         self._installer = _find("mariadb-install-db")
-        self._owner = os.getpid()
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
+        self._process = GuardedProcess("MariaDB", "KILL")
         self._password = random_password()
         self.port = 0
-        atexit.register(self.stop)
+        self._process.start(self._start)
         try:
-            while not self._start():
-                self._end()
             with self.admin() as admin, admin.cursor() as cursor:
                 cursor.execute(f"CREATE DATABASE {self.dbname}")
         except BaseException:
@@ -106,7 +90,7 @@ class MariaDB:
             user=self.superuser,
             password=self._password,
             autocommit=True,
-            connect_timeout=5,
+            connect_timeout=30,
             read_timeout=60,  # connect_timeout does not cover the handshake
         )
 
@@ -137,54 +121,31 @@ class MariaDB:
 
     def stop(self) -> None:
         """Stop at once and remove the data. A second call does nothing."""
-        if os.getpid() != self._owner:  # a forked child ends: the server is not its own
-            return
-        atexit.unregister(self.stop)
-        self._end()
-
-    def _end(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            try:
-                guard.communicate(b"\n", timeout=STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.communicate()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._process.stop()
 
     def _start(self) -> bool:
         """Start on a port that was free a moment ago; False if it no longer is."""
         account = account_of_server()
-        self._directory = Path(tempfile.mkdtemp(prefix="smcache-mariadb-"))
+        directory = self._process.directory = Path(tempfile.mkdtemp(prefix="smcache-mariadb-"))
         if account:
-            os.chown(self._directory, account["user"], account["group"])
-        self._install(self._directory, account)
+            os.chown(directory, account["user"], account["group"])
+        self._install(directory, account)
         self.port = free_port()
-        with tempfile.TemporaryFile() as log:
-            self._guard = subprocess.Popen(  # noqa: S603 - our own command
-                [
-                    *("/bin/sh", "-c", _KILLING_GUARD, str(self._directory), self._server),
-                    "--no-defaults",  # nothing of the system's server: not its data, socket or options
-                    *(f"--datadir={self._directory}/data", f"--tmpdir={self._directory}"),
-                    *(f"--bind-address={self.host}", f"--port={self.port}", f"--socket={self._directory}/socket"),
-                    *(f"--pid-file={self._directory}/pid", "--skip-name-resolve"),
-                    *(f"--max-connections={_MAX_CONNECTIONS}", f"--back-log={_MAX_CONNECTIONS}"),
-                    *("--max-connect-errors=1000000", "--innodb-flush-log-at-trx-commit=0"),
-                    *("--innodb-buffer-pool-size=16M", "--innodb-log-file-size=4M", "--aria-log-file-size=8M"),
-                    "--performance-schema=OFF",
-                    f"--init-file={self._directory}/first.sql",
-                ],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                env=_ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
-                **account,
-            )
-            ready = _wait_until_ready(self._guard, log)
-        (self._directory / "first.sql").unlink(missing_ok=True)  # with its directory, if the server has ended
+        command = [
+            *(self._server, "--no-defaults"),  # nothing of the system's server: not its data, socket or options
+            *(f"--datadir={directory}/data", f"--tmpdir={directory}"),
+            *(f"--bind-address={self.host}", f"--port={self.port}", f"--socket={directory}/socket"),
+            *(f"--pid-file={directory}/pid", "--skip-name-resolve"),
+            *(f"--max-connections={_MAX_CONNECTIONS}", f"--back-log={_MAX_CONNECTIONS}"),
+            *("--max-connect-errors=1000000", "--innodb-flush-log-at-trx-commit=0"),
+            *("--innodb-buffer-pool-size=16M", "--innodb-log-file-size=4M", "--aria-log-file-size=8M"),
+            *("--performance-schema=OFF", f"--init-file={directory}/first.sql"),
+        ]
+        # Its own log: on the port, somebody else may answer.
+        ready = self._process.run(
+            command, is_ready=lambda log: "ready for connections" in log, env=_ENVIRONMENT, account=account
+        )
+        (directory / "first.sql").unlink(missing_ok=True)  # with its directory, if the server has ended
         return ready
 
     def _install(self, directory: Path, account: Mapping[str, Any]) -> None:
@@ -215,22 +176,6 @@ class MariaDB:
         )
         if account:
             os.chown(first, account["user"], account["group"])
-
-
-def _wait_until_ready(guard: subprocess.Popen[bytes], log: IO[bytes]) -> bool:
-    deadline = time.monotonic() + START_TIMEOUT
-    while True:
-        ended = guard.poll() is not None
-        # Not `seek`: the server writes where this file stands.
-        lines = os.pread(log.fileno(), 1_000_000, 0).decode(errors="replace")
-        # Its own log: on the port, somebody else may answer.
-        if "ready for connections" in lines:
-            return True
-        if ended and "Address already in use" in lines:
-            return False
-        if ended or time.monotonic() > deadline:
-            raise RuntimeError(f"MariaDB did not start; its log ends with:\n{lines[-LOG_TAIL:]}")
-        time.sleep(0.01)
 
 
 def is_installed() -> bool:

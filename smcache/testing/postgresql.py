@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from smcache.testing._process import (
     ENVIRONMENT,
     LOG_TAIL,
-    START_TIMEOUT,
-    STOP_TIMEOUT,
+    GuardedProcess,
     account_of_server,
     free_port,
-    guardian,
     random_password,
 )
 
@@ -81,18 +76,10 @@ class PostgreSQL:
             raise _missing_extra() from error
         self._connect = psycopg.connect
         self._binaries = _find_binaries()
-        self._owner = os.getpid()
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
+        self._process = GuardedProcess("PostgreSQL", "QUIT")
         self._password = random_password()
         self.port = 0
-        atexit.register(self.stop)
-        try:
-            while not self._start():
-                self._end()
-        except BaseException:
-            self.stop()
-            raise
+        self._process.start(self._start)
 
     def admin(self) -> psycopg.Connection[Any]:
         """A new connection as the superuser, in autocommit mode. The caller closes it."""
@@ -142,61 +129,26 @@ class PostgreSQL:
 
     def stop(self) -> None:
         """Stop at once, without a checkpoint, and remove the data. A second call does nothing."""
-        if os.getpid() != self._owner:  # a forked child ends: the server is not its own
-            return
-        atexit.unregister(self.stop)
-        self._end()
-
-    def _end(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            try:
-                guard.communicate(b"\n", timeout=STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.communicate()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._process.stop()
 
     def _start(self) -> bool:
         """Start on a port that was free a moment ago; False if it no longer is."""
         account = account_of_server()
-        self._directory = _make_directory(account)
-        binaries = _reachable_binaries(self._binaries, self._directory, account)
-        _initdb(binaries, self._directory, self._password, account)
+        directory = self._process.directory = _make_directory(account)
+        binaries = _reachable_binaries(self._binaries, directory, account)
+        _initdb(binaries, directory, self._password, account)
         self.port = free_port()
-        with tempfile.TemporaryFile() as log:
-            self._guard = subprocess.Popen(  # noqa: S603 - our own command
-                [
-                    *("/bin/sh", "-c", guardian("QUIT"), str(self._directory), str(binaries / "postgres")),
-                    *("-D", "data", "-h", self.host, "-p", str(self.port)),
-                    *("-k", ""),  # no unix socket
-                    *("-F", "-c", "shared_buffers=16MB", "-c", f"max_connections={_MAX_CONNECTIONS}"),
-                    *("-c", "log_min_error_statement=panic"),  # a refused ALTER ROLE carries a password
-                ],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                env=ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
-                **account,
-            )
-            return self._wait_until_ready(self._guard, self._directory / "data", log)
-
-    def _wait_until_ready(self, guard: subprocess.Popen[bytes], data: Path, log: IO[bytes]) -> bool:
-        deadline = time.monotonic() + START_TIMEOUT
+        command = [
+            *(str(binaries / "postgres"), "-D", "data", "-h", self.host, "-p", str(self.port)),
+            *("-k", ""),  # no unix socket
+            *("-F", "-c", "shared_buffers=16MB", "-c", f"max_connections={_MAX_CONNECTIONS}"),
+            *("-c", "log_min_error_statement=panic"),  # a refused ALTER ROLE carries a password
+        ]
         # Its own status file, as pg_ctl reads it: on the port, somebody else may answer.
-        while not _is_ready(data / "postmaster.pid"):
-            ended = guard.poll() is not None
-            if ended or time.monotonic() > deadline:
-                log.seek(0)
-                lines = log.read().decode(errors="replace")
-                if ended and "Address already in use" in lines:
-                    return False
-                raise RuntimeError(f"PostgreSQL did not start; its log ends with:\n{lines[-LOG_TAIL:]}")
-            time.sleep(0.01)
-        return True
+        status_file = directory / "data" / "postmaster.pid"
+        return self._process.run(
+            command, is_ready=lambda _log: _is_ready(status_file), env=ENVIRONMENT, account=account
+        )
 
 
 def _is_ready(status_file: Path) -> bool:

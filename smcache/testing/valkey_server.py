@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import hashlib
 import importlib.util
-import os
-import shutil
-import signal
-import subprocess
 import tempfile
-import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from smcache.testing._process import (
-    ENVIRONMENT,
-    LOG_TAIL,
-    START_TIMEOUT,
-    STOP_TIMEOUT,
-    free_port,
-    guardian,
-    random_password,
-)
+from smcache.testing._process import ENVIRONMENT, GuardedProcess, free_port, random_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +17,6 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = ["Valkey", "valkey"]
-
-_KILLING_GUARD = guardian("KILL")  # nothing is lost by it; and sh starts servers with SIGQUIT ignored
 
 # The access list as a file has it, with a hash: no password is written to the disk.
 _CONFIGURATION = """
@@ -76,18 +60,10 @@ class Valkey:
 
     def __init__(self) -> None:
         self._binary = _find_binary()
-        self._owner = os.getpid()
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._directory: Path | None = None
+        self._process = GuardedProcess("Valkey", "KILL")
         self._password = random_password()
         self.port = 0
-        atexit.register(self.stop)
-        try:
-            while not self._start():
-                self._end()
-        except BaseException:
-            self.stop()
-            raise
+        self._process.start(self._start)
 
     def admin(self) -> redis.Redis:
         """A new client as the administrator, for text. The caller closes it."""
@@ -120,56 +96,22 @@ class Valkey:
 
     def stop(self) -> None:
         """Stop at once and remove the directory. A second call does nothing."""
-        if os.getpid() != self._owner:  # a forked child ends: the server is not its own
-            return
-        atexit.unregister(self.stop)
-        self._end()
-
-    def _end(self) -> None:
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            try:
-                guard.communicate(b"\n", timeout=STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.communicate()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        self._process.stop()
 
     def _start(self) -> bool:
         """Start on a port that was free a moment ago; False if it no longer is."""
-        self._directory = Path(tempfile.mkdtemp(prefix="smcache-valkey-"))
+        directory = self._process.directory = Path(tempfile.mkdtemp(prefix="smcache-valkey-"))
         self.port = free_port()
         hashed = hashlib.sha256(self._password.encode()).hexdigest()
-        configuration = self._directory / "valkey.conf"
+        configuration = directory / "valkey.conf"
         configuration.write_text(_CONFIGURATION.format(host=self.host, port=self.port, hash=hashed))
-        with tempfile.TemporaryFile() as log:
-            self._guard = subprocess.Popen(  # noqa: S603 - our own command
-                ["/bin/sh", "-c", _KILLING_GUARD, str(self._directory), str(self._binary), str(configuration)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                cwd=self._directory,
-                env=ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us, not for the server
-            )
-            return _wait_until_ready(self._guard, log)
-
-
-def _wait_until_ready(guard: subprocess.Popen[bytes], log: IO[bytes]) -> bool:
-    deadline = time.monotonic() + START_TIMEOUT
-    while True:
-        ended = guard.poll() is not None
-        # Not `seek`: the server writes where this file stands.
-        lines = os.pread(log.fileno(), 1_000_000, 0).decode(errors="replace")
         # Its own log: on the port, somebody else may answer.
-        if "Ready to accept connections" in lines:
-            return True
-        if ended and "Address already in use" in lines:
-            return False
-        if ended or time.monotonic() > deadline:
-            raise RuntimeError(f"Valkey did not start; its log ends with:\n{lines[-LOG_TAIL:]}")
-        time.sleep(0.01)
+        return self._process.run(
+            [str(self._binary), str(configuration)],
+            is_ready=lambda log: "Ready to accept connections" in log,
+            env=ENVIRONMENT,
+            account={},
+        )
 
 
 def _find_binary() -> Path:
