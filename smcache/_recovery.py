@@ -12,7 +12,9 @@ What is learnt about a rejected version (an ``Inquiry``) belongs to the secret, 
 any number of calls that fail with it cause one set of requests, and wait by one schedule.
 
 The facts behind it: between setSecret and finishSecret of a single-user rotation the server accepts only the
-version labelled AWSPENDING, while AWSCURRENT is still the old password.
+version labelled AWSPENDING, while AWSCURRENT is still the old password. AWS takes AWSPENDING off when the
+rotation function has returned, after AWSCURRENT has moved: asking for AWSCURRENT first and for AWSPENDING second
+misses a rotation only if both happen between the two questions.
 """
 
 from __future__ import annotations
