@@ -370,7 +370,8 @@ class Heard(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(record.getMessage())
-        self.something.set()
+        if "password authentication failed" in self.said[-1]:
+            self.something.set()
 
 
 @pytest.mark.parametrize("pool", HIDING, indirect=True)
@@ -389,10 +390,9 @@ def test_psycopg_pool_says_of_a_wrong_password_that_it_times_out_logs_why_and_lo
     finally:
         logging.getLogger("psycopg.pool").removeHandler(heard)
     assert all(isinstance(outcome, pool.rejected) for outcome in outcomes)
-    assert "password authentication failed" in heard.said[0]
     counted = pool.cache.metrics.snapshot()
-    # One for each connection it wants to have, 1 and those it grows by, and again a second later.
-    assert 1 <= counted.auth_failures <= 6
+    # By the pool's own backoff: how many, a busy machine decides, but not those who wait.
+    assert 1 <= counted.auth_failures < len(outcomes)
     assert counted.api_calls <= 3
 
 
