@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,7 @@ from smcache.testing import rotate
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import LoopThread, Together
+    from conftest import LoopThread
     from typing_extensions import Self
 
     from smcache import Secret
@@ -357,42 +356,6 @@ def test_a_wrong_password_is_the_drivers_error_at_once_and_one_login_per_attempt
             pool.check_out()
     counted = pool.cache.metrics.snapshot()
     assert counted.auth_failures == 10
-    assert counted.api_calls <= 3
-
-
-class Heard(logging.Handler):
-    """What a logger said."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-        self.something = threading.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-        if "password authentication failed" in self.said[-1]:
-            self.something.set()
-
-
-@pytest.mark.parametrize("pool", HIDING, indirect=True)
-def test_psycopg_pool_says_of_a_wrong_password_that_it_times_out_logs_why_and_logs_in_no_more_for_those_who_wait(
-    database: Database, pool: Pool, together: Together
-) -> None:
-    pool.check_out()
-    database.set_password("by hand")
-    heard = Heard()
-    logging.getLogger("psycopg.pool").addHandler(heard)
-    pool.native.timeout = 0.3
-    try:
-        pool.recycle()
-        outcomes = together(20, pool.check_out)
-        assert heard.something.wait(30)
-    finally:
-        logging.getLogger("psycopg.pool").removeHandler(heard)
-    assert all(isinstance(outcome, pool.rejected) for outcome in outcomes)
-    counted = pool.cache.metrics.snapshot()
-    # By the pool's own backoff: how many, a busy machine decides, but not those who wait.
-    assert 1 <= counted.auth_failures < len(outcomes)
     assert counted.api_calls <= 3
 
 
