@@ -9,7 +9,7 @@ from smcache.config import CacheConfig
 from smcache.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 def checked_config(config: CacheConfig | None) -> CacheConfig:
@@ -36,14 +36,31 @@ def checked_ids(secret_ids: Iterable[str]) -> list[Key]:
     return [check_key(Key(secret_id)) for secret_id in dict.fromkeys(secret_ids)]
 
 
-def refuse_source(client: object, source: object, config: CacheConfig, kind: type, version_kind: type) -> None:
-    """Refuse a source that is none, that stands beside a client, or that cannot do what is configured.
+def checked_regions(regions: Sequence[str], client: object, source: object) -> tuple[str, ...]:
+    """Return the regions to ask, if any are given.
+
+    Raises:
+        InvalidArgument: They are no list of distinct names, or stand beside another place to get values from.
+    """
+    places = {"client=": client is not None, "source=": source is not None, "regions=": bool(regions)}
+    if sum(places.values()) > 1:
+        together = " and ".join(place for place, is_given in places.items() if is_given)
+        raise InvalidArgument(f"{together} were given together", hint="values come from one of them")
+    if isinstance(regions, str):
+        raise InvalidArgument("regions= takes a list of names, not one", hint=f"regions=[{regions!r}]")
+    given: tuple[object, ...] = tuple(regions)
+    names = {name for name in given if isinstance(name, str) and name and name == name.strip()}
+    if len(names) < len(given):
+        raise InvalidArgument(f"regions={regions!r}: expected distinct names", hint='("eu-west-1", "us-east-1")')
+    return tuple(regions)
+
+
+def refuse_source(source: object, config: CacheConfig, kind: type, version_kind: type) -> None:
+    """Refuse a source that is none, or that cannot do what is configured.
 
     Raises:
         InvalidArgument: Which of these.
     """
-    if client is not None:
-        raise InvalidArgument("both client= and source= were given", hint="values come from one of them")
     if not isinstance(source, kind):
         raise InvalidArgument(
             f"source= is no {kind.__name__}: {type(source).__name__}", hint=f"see smcache.sources.{kind.__name__}"

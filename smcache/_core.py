@@ -10,21 +10,28 @@ A driver asks what to do (``read``, ``ask``), does it, and reports what came of 
 
 The sync driver holds one lock around each call; the async driver has no ``await`` between calls. ``now`` is
 always the driver's clock, in seconds. Reads that need no decision do not come here: see ``Entry.deadline``.
+What has happened is filed in ``events``, for the driver to tell the listeners.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from smcache.errors import FetchTimeout, InvalidArgument, Unavailable
+from smcache.errors import DecryptionFailed, FetchTimeout, InvalidArgument, SecretNotFound, Unavailable
+from smcache.errors import Denied as DeniedError
+from smcache.errors import Throttled as ThrottledError
+from smcache.events import Denied, Fetched, Recovered, Rotated, ServedStale, Throttled
+from smcache.metrics import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from smcache.config import CacheConfig
     from smcache.errors import SecretCacheError
+    from smcache.events import Event
     from smcache.metrics import Metrics
     from smcache.secret import Secret
 
@@ -83,23 +90,30 @@ class Entry:
     """
 
     __slots__ = (
+        "__weakref__",
+        "confirmed_at",
         "count",
         "deadline",
         "denied",
         "failures",
         "flight_number",
         "fresh_until",
+        "hits",
         "key",
         "retry_at",
+        "rotated_at",
         "secret",
         "stale_until",
     )
 
-    def __init__(self, key: Key, secret: Secret, count: Callable[[], int]) -> None:
+    def __init__(self, key: Key, secret: Secret) -> None:
         self.key = key
         self.secret = secret
-        self.count = count
+        self.hits = Tally()
+        self.count: Callable[[], int] = self.hits.bump
         self.deadline = -math.inf
+        self.confirmed_at = -math.inf
+        self.rotated_at: float | None = None
         self.flight_number = 0  # of the flight that brought the value or last confirmed it
         self.fresh_until = -math.inf
         self.stale_until = -math.inf
@@ -119,15 +133,31 @@ class Flight(Generic[Waiter]):
     Flights are numbered as they depart: clocks are too coarse to tell which of two left first.
     """
 
-    __slots__ = ("background", "done", "error", "key", "known", "number", "overdue_at", "secret", "trouble")
+    __slots__ = (
+        "background",
+        "departed_at",
+        "done",
+        "error",
+        "from_replica",
+        "has_moved",
+        "key",
+        "known",
+        "number",
+        "overdue_at",
+        "secret",
+        "trouble",
+    )
 
-    def __init__(self, key: Key, number: int, overdue_at: float, done: Waiter) -> None:
+    def __init__(self, key: Key, number: int, departed_at: float, overdue_at: float, done: Waiter) -> None:
         self.key = key
         self.number = number
+        self.departed_at = departed_at
         self.overdue_at = overdue_at
         self.done = done  # the driver's own: an event it sets after landed() or failed()
         self.background = False
         self.known: Secret | None = None  # what the cache holds: check_version_first compares with it
+        self.from_replica = False
+        self.has_moved = False  # DescribeSecret has shown the label on another version
         self.secret: Secret | None = None
         self.error: SecretCacheError | None = None
         self.trouble: SecretCacheError | None = None  # why the request was repeated
@@ -135,6 +165,17 @@ class Flight(Generic[Waiter]):
     def has_ended(self) -> bool:
         """Tell whether there is a value or an error; a flight that was given up has neither."""
         return self.secret is not None or self.error is not None
+
+    def wanted_stage(self) -> str | None:
+        """Return the label to send: none beside a version that is read whatever its labels."""
+        return None if self.key.version_id is not None and self.key.stage == AWSCURRENT else self.key.stage
+
+    def confirmed(self, versions: Mapping[str, str]) -> Secret | None:
+        """Return what the cache holds if DescribeSecret shows the label still on it."""
+        if self.known is not None and versions.get(self.key.stage) == self.known.version_id:
+            return self.known
+        self.has_moved = self.key.stage in versions
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +207,6 @@ class Refresh(Generic[Waiter]):
 Step: TypeAlias = Serve | Refuse | Lead[Waiter] | Join[Waiter] | Refresh[Waiter]
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """AWSCURRENT was found on another version: listeners are to be called, outside every lock."""
-
-    key: Key
-    old: Secret
-    new: Secret
-
-
 class Core(Generic[Waiter]):
     """The table of values, the flights under way, the remembered errors."""
 
@@ -196,6 +228,9 @@ class Core(Generic[Waiter]):
         self._entries_by_arn: dict[str, list[Entry]] = {}
         self._in_background = 0
         self.departed = 0  # the number of the last flight
+        #: What has happened since the driver last told its listeners, the oldest first.
+        self.events: deque[Event] = deque()
+        metrics.entries = self.hot.values()
 
     # --- what to do ---------------------------------------------------------------------------------------
 
@@ -227,7 +262,8 @@ class Core(Generic[Waiter]):
 
     def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh[Waiter]:
         fresh = now < entry.fresh_until
-        entry.count = self.metrics.hits.bump if fresh else self.metrics.stale_served.bump
+        if not fresh:
+            self._now_stale(entry)
         boundary = entry.fresh_until if fresh else entry.stale_until
         if flight is not None:
             entry.deadline = min(boundary, flight.overdue_at)
@@ -276,11 +312,11 @@ class Core(Generic[Waiter]):
             return Refuse(error)
         if now < entry.fresh_until:
             return Serve(entry.secret)
-        if now >= entry.stale_until or not isinstance(error, Unavailable):
+        if now >= entry.stale_until or not _leaves_value_alone(error, flight):
             return Refuse(error)
-        self.metrics.stale_served.bump()
+        self._now_stale(entry)
         self.metrics.stale_after_waiting += 1
-        return Serve(entry.secret)
+        return self._served(entry)
 
     def batch(self, keys: Iterable[Key], now: float) -> tuple[list[Flight[Waiter]], list[Flight[Waiter]]]:
         """Return the flights to start and those to wait for, so that all keys get a fresh value."""
@@ -306,17 +342,21 @@ class Core(Generic[Waiter]):
 
     # --- what came of it ----------------------------------------------------------------------------------
 
-    def landed(self, flight: Flight[Waiter], secret: Secret, now: float) -> Rotation | None:
-        """Take in what a flight brought; return the rotation it revealed."""
+    def landed(self, flight: Flight[Waiter], secret: Secret, now: float) -> None:
+        """Take in what a flight brought."""
+        key = flight.key
+        entry = self._table.get(key)
+        held = [*self._siblings(key, secret), *([] if entry is None else [entry])]
+        if flight.from_replica and any(_is_behind(secret, other.secret) for other in held):
+            self.failed(flight, Unavailable("the replica has an older version", secret_id=key.secret_id), now)
+            return
         flight.secret = secret
         if not self._forget(flight):
-            return None  # invalidated or given up meanwhile: those who wait get it, the table does not
-        key = flight.key
-        self._refusals.pop(key, None)
-        entry = self._table.get(key)
+            return  # invalidated or given up meanwhile: those who wait get it, the table does not
+        self._fetched(flight, now, secret.version_id)
         if entry is not None and entry.flight_number > flight.number:
             flight.secret = entry.secret  # never step back
-            return None
+            return
         if entry is None:
             entry = self._new_entry(key, secret)
         siblings = self._siblings(key, secret)
@@ -329,11 +369,13 @@ class Core(Generic[Waiter]):
         flight.secret = secret
         self._store(entry, secret, max(flight.number, newest.flight_number), now)
         if known is secret or key.stage != AWSCURRENT or key.version_id is not None:
-            return None
+            return
         for sibling in siblings:
             self._store(sibling, secret, flight.number, now)
+        for rotated in (entry, *siblings):
+            rotated.rotated_at = now
         self.metrics.rotations_seen += 1
-        return Rotation(key, known, secret)
+        self.events.append(Rotated(key.secret_id, known, secret))
 
     def _siblings(self, key: Key, secret: Secret) -> list[Entry]:
         """Return the entries of the same secret and stage under its other names."""
@@ -343,7 +385,7 @@ class Core(Generic[Waiter]):
     def _new_entry(self, key: Key, secret: Secret) -> Entry:
         if len(self._table) >= self.config.max_size:
             self._unlist(self._table.popitem()[1])
-        entry = Entry(key, secret, self.metrics.hits.bump)
+        entry = Entry(key, secret)
         self._table[key] = self.hot[_hot_key(key)] = entry
         self._link(entry)
         return entry
@@ -355,10 +397,14 @@ class Core(Generic[Waiter]):
         else:
             ttl = config.ttl * (1 - config.jitter * self._jitter())
             fresh_until, refresh_at = now + ttl, now + ttl * config.refresh_after
+        refusal = self._refusals.pop(entry.key, None)
+        if self._is_stale(entry) or entry.denied or (refusal is not None and isinstance(refusal[0], DeniedError)):
+            self.events.append(Recovered(entry.key.secret_id, entry.key.stage, secret.version_id))
         self._unlink(entry)  # a secret deleted and made again has another ARN
         entry.secret = secret
         self._link(entry)
-        entry.count = self.metrics.hits.bump
+        entry.count = entry.hits.bump
+        entry.confirmed_at = now
         entry.flight_number = flight_number
         entry.denied = False
         entry.failures = 0
@@ -374,21 +420,45 @@ class Core(Generic[Waiter]):
         if not self._forget(flight):
             return
         key = flight.key
+        self._fetched(flight, now, code=error.code)
         entry = self._table.get(key)
         if entry is None:
-            self._refusals[key] = (error, now + self.config.negative_ttl)
+            self._refuse(key, error, now)
         elif entry.flight_number > flight.number:
             return  # a newer answer is in place
-        elif isinstance(error, Unavailable) and now < entry.stale_until:
+        elif now < entry.stale_until and _leaves_value_alone(error, flight):
             entry.failures += 1
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
         elif now < entry.fresh_until:
+            self._tell_denied(key, error, entry.denied)
             entry.denied = True
             entry.deadline = entry.stale_until = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
-            self._refusals[key] = (error, now + self.config.negative_ttl)
+            self._refuse(key, error, now, told=entry.denied)
+
+    def _refuse(self, key: Key, error: SecretCacheError, now: float, *, told: bool = False) -> None:
+        """Remember an error for those who ask soon."""
+        before = self._refusals.get(key)
+        self._tell_denied(key, error, told or (before is not None and isinstance(before[0], DeniedError)))
+        self._refusals[key] = (error, now + self.config.negative_ttl)
+
+    def _tell_denied(self, key: Key, error: SecretCacheError, told: bool) -> None:  # noqa: FBT001 - a state
+        if isinstance(error, DeniedError) and not told:
+            self.events.append(Denied(key.secret_id, key.stage, error.code))
+
+    def _fetched(self, flight: Flight[Waiter], now: float, version_id: str = "", code: str = "") -> None:
+        key = flight.key
+        self.events.append(Fetched(key.secret_id, key.stage, version_id, now - flight.departed_at, code))
+
+    def requested(
+        self, operation: str, secret_id: str, requests: int, seconds: float, error: SecretCacheError | None
+    ) -> None:
+        """Take in that a source was called, which took so many requests and seconds."""
+        self.metrics.request(operation, requests, seconds, error)
+        if isinstance(error, ThrottledError):
+            self.events.append(Throttled(secret_id, operation))
 
     def gave_up(self, flight: Flight[Waiter]) -> None:
         """Take in that a flight ended without an answer: those who wait decide afresh."""
@@ -420,6 +490,15 @@ class Core(Generic[Waiter]):
         for key in [key for key in self._refusals if secret_id in (None, key.secret_id)]:
             del self._refusals[key]
 
+    def doubt(self, now: float) -> None:
+        """Have every value that can change asked for at its next read: nobody knows how old it is."""
+        for entry in self.hot.values():
+            if not math.isinf(entry.fresh_until):
+                entry.deadline = entry.fresh_until = min(entry.fresh_until, now)
+                entry.failures = 0
+                entry.retry_at = -math.inf
+        self._refusals.clear()
+
     def leave_flights(self) -> list[Flight[Waiter]]:
         """Give up all flights, and return them: the cache is closed, or their event loop has ended."""
         flights = list(self._flights.values())
@@ -444,9 +523,17 @@ class Core(Generic[Waiter]):
         entry.count()
         return Serve(entry.secret)
 
+    def _is_stale(self, entry: Entry) -> bool:
+        return entry.count is self.metrics.stale_served.bump
+
+    def _now_stale(self, entry: Entry) -> None:
+        if not self._is_stale(entry):
+            entry.count = self.metrics.stale_served.bump
+            self.events.append(ServedStale(entry.key.secret_id, entry.key.stage, entry.secret.version_id))
+
     def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:
         self.departed += 1
-        flight = Flight(key, self.departed, now + self.config.fetch_timeout, self._waiter())
+        flight = Flight(key, self.departed, now, now + self.config.fetch_timeout, self._waiter())
         flight.background = background
         entry = self._table.get(key)
         flight.known = None if entry is None or entry.denied else entry.secret
@@ -484,6 +571,7 @@ class Core(Generic[Waiter]):
         self._unlist(entry)
 
     def _unlist(self, entry: Entry) -> None:
+        self.metrics.retire(entry)
         del self.hot[_hot_key(entry.key)]
         self._unlink(entry)
 
@@ -502,6 +590,24 @@ def _in_trouble(entry: Entry, flight: Flight[Any] | None, now: float) -> bool:
     if flight is not None:
         return entry.failures > 0 or flight.trouble is not None
     return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
+
+
+def _leaves_value_alone(error: SecretCacheError, flight: Flight[Any]) -> bool:
+    """Tell whether an error says nothing of the value in the cache: AWS is unavailable, or has another version by now.
+
+    DescribeSecret has just shown that version to exist, so it is its value that is missing or cannot be decrypted.
+    """
+    return isinstance(error, Unavailable) or (
+        flight.has_moved and isinstance(error, (DecryptionFailed, SecretNotFound))
+    )
+
+
+def _is_behind(secret: Secret, known: Secret) -> bool:
+    """Tell whether a version is not known to be newer than another one."""
+    if secret.version_id == known.version_id:
+        return False
+    made, known_made = secret.created_at, known.created_at
+    return made is None or known_made is None or made <= known_made
 
 
 def _may_be_one(secret_id: str, other: str | None) -> bool:

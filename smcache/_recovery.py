@@ -21,14 +21,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from smcache._core import AWSCURRENT, AWSPENDING
 from smcache.errors import AccessDenied, DecryptionFailed, Unavailable
+from smcache.events import AuthFailed, AuthRecovered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from smcache._core import Core
     from smcache.auth import Verdict
     from smcache.config import CacheConfig
     from smcache.errors import SecretCacheError
@@ -71,6 +73,7 @@ Step: TypeAlias = Try | Ask | Wait | GiveUp
 class Call:
     """One decorated call: what it started from, and the versions it has tried."""
 
+    secret_id: str
     first: Secret
     tried: set[str] = field(default_factory=set)
     tried_at: int = 0  # how many logins had been refused when the attempt under way began
@@ -151,23 +154,21 @@ class Case:
 class Recovery:
     """The cases of one cache. ``now`` is the driver's clock; ``current`` is what its cache holds."""
 
-    def __init__(
-        self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float], departed: Callable[[], int]
-    ) -> None:
+    def __init__(self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float], core: Core[Any]) -> None:
         from cachetools import LRUCache  # noqa: PLC0415 - `import smcache` stays free of it
 
         self._config = config
         self._metrics = metrics
         self._jitter = jitter
-        self._departed = departed  # the number of the last flight
+        self._core = core  # for the number of its last flight, and to file events in
         self._refused = 0  # logins refused so far, which puts them in order where a clock cannot
         self._cases: LRUCache[str, Case] = LRUCache(config.max_size)
 
     # --- what to do ---------------------------------------------------------------------------------------
 
-    def begin(self, current: Secret, now: float) -> tuple[Call, Step]:
+    def begin(self, secret_id: str, current: Secret, now: float) -> tuple[Call, Step]:
         """Decide what a new call does first: usually, try what the cache holds."""
-        call = Call(current)
+        call = Call(secret_id, current)
         case = self._cases.get(_case_key(current))
         if case is None:
             return call, self._try(call, current)
@@ -233,7 +234,9 @@ class Recovery:
 
     def accepted(self, call: Call, secret: Secret, current: Secret | None) -> bool:
         """Take in that the server took a version; return whether it now serves in AWSCURRENT's place."""
-        self._metrics.auth_recoveries += bool(call.tried)
+        if call.tried:
+            self._metrics.auth_recoveries += 1
+            self._core.events.append(AuthRecovered(call.secret_id, secret.version_id))
         key = _case_key(call.first)
         case = self._cases.get(key)
         if case is None:
@@ -255,6 +258,7 @@ class Recovery:
     def rejected(self, call: Call, secret: Secret, verdict: Verdict, now: float) -> None:
         """Take in that the server refused a version."""
         self._metrics.auth_failures += 1
+        self._core.events.append(AuthFailed(call.secret_id, secret.version_id))
         self._refused += 1
         call.tried.add(secret.version_id)
         key = _case_key(call.first)
@@ -286,7 +290,7 @@ class Recovery:
             inquiry.answer = secret
             if inquiry.pending_state == "refused" and inquiry.offered(secret.version_id):
                 # It has moved to what the server refuses: the next rotation is under way.
-                inquiry.version_id, inquiry.since = secret.version_id, self._departed()
+                inquiry.version_id, inquiry.since = secret.version_id, self._core.departed
                 inquiry.pending, inquiry.pending_state = None, "unasked"
         elif inquiry.pending_state == "unasked":
             made = secret.created_at
@@ -311,12 +315,12 @@ class Recovery:
 
     def _open(self, inquiry: Inquiry, now: float) -> None:
         lasts = self._config.rotation_window + self._config.fetch_timeout
-        inquiry.open(now, lasts, self._departed(), self._refused)
+        inquiry.open(now, lasts, self._core.departed, self._refused)
 
     def _polled(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
         if ask.since == inquiry.poll_since and now >= inquiry.due:
             inquiry.polls += 1
-            inquiry.poll_since = self._departed()
+            inquiry.poll_since = self._core.departed
             inquiry.due = now + self._poll_pause(inquiry)
 
     def _pending_is(
@@ -329,7 +333,7 @@ class Recovery:
     def _open_window(self, inquiry: Inquiry, now: float) -> None:
         inquiry.window_ends = inquiry.opened + self._config.rotation_window
         inquiry.due = now + self._poll_pause(inquiry)
-        inquiry.poll_since = self._departed()
+        inquiry.poll_since = self._core.departed
 
     def _poll_pause(self, inquiry: Inquiry) -> float:
         pause = min(MAX_POLL, FIRST_POLL * 2.0 ** min(inquiry.polls, 30))

@@ -11,17 +11,19 @@ import asyncio
 import contextvars
 import inspect
 import os
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smcache import auth
-from smcache._arguments import checked_config, checked_ids, refuse_source
+from smcache._arguments import checked_config, checked_ids, checked_regions, refuse_source
+from smcache._clock import default_clock, default_jitter
 from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
 from smcache._factory import Placement, StartedAsync, refuse_sync
-from smcache._listeners import Listeners, log_failed_callback
+from smcache._lifecycle import follow_process
+from smcache._listeners import Listeners, log_failed_listener, rotation_listener
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
+from smcache._regions import PRIMARY, Regions
 from smcache.errors import (
     CacheClosed,
     FetchTimeout,
@@ -32,6 +34,7 @@ from smcache.errors import (
     SourceFailed,
     WrongLoop,
 )
+from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
 from smcache.sources import AsyncBatchSource, AsyncSource, AsyncVersionSource
@@ -42,12 +45,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from smcache._core import Flight, Rotation, Step
+    from smcache._core import Flight, Step
     from smcache._factory import Decorator
     from smcache._recovery import Ask
     from smcache._recovery import Step as RecoveryStep
     from smcache.auth import Verdict
     from smcache.config import CacheConfig
+    from smcache.events import Event
     from smcache.secret import SecretFields
     from smcache.sources import Answer
 
@@ -62,21 +66,23 @@ class AsyncSecretCache:
     """``SecretCache`` for asyncio: the same names, as coroutines. Make one for the life of the process.
 
     It may be made before a loop runs. It belongs to the loop that first asks it for something AWS must be asked for;
-    when that loop has ended, the next one takes over the values and makes a new client. ``on_rotation`` and
-    ``retry_on_auth_error`` do not wait for anything and are plain methods.
+    when that loop has ended, the next one takes over the values and makes a new client, and so does the loop of a
+    forked child. ``on_rotation``, ``subscribe`` and ``retry_on_auth_error`` do not wait for anything and are plain
+    methods.
 
     Args:
         client: An aiobotocore ``secretsmanager`` client, or boto3's, which is then called in threads. Without it, one
             is made on first use from the usual settings, by aiobotocore if ``smcache[aio]`` is installed.
         source: Where values come from instead of a client; see ``smcache.sources.AsyncSource``.
+        regions: The region of the secrets, and then those of their replicas; see ``SecretCache``.
         config: Times and sizes; see ``CacheConfig``.
-        clock: Returns seconds, never going back.
+        clock: Returns seconds, never going back; see ``SecretCache``.
         sleep: A coroutine function that waits for so many seconds.
         jitter: Returns a number from 0 up to 1, at random.
 
     Raises:
-        InvalidArgument: The client has no ``get_secret_value``, the source no coroutine ``fetch``, both were given,
-            or the source cannot do what the configuration asks for.
+        InvalidArgument: The client has no ``get_secret_value``, the source no coroutine ``fetch``, more than one of
+            client, source and regions were given, or the source cannot do what the configuration asks for.
     """
 
     def __init__(
@@ -84,25 +90,30 @@ class AsyncSecretCache:
         client: Any = None,
         *,
         source: AsyncSource | None = None,
+        regions: Sequence[str] = (),
         config: CacheConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = default_jitter,
     ) -> None:
         self._config = config = checked_config(config)
-        self._source = _checked_source(client, source, config)
-        self._clock = clock
+        self._region_names = checked_regions(regions, client, source)
+        self._sources = _checked_sources(client, source, self._region_names, config)
+        self._clock = clock = clock or default_clock()
         self._sleep = sleep
-        self.metrics = Metrics(threading.Lock())
+        self._snapshot_lock = threading.Lock()
+        self.metrics = Metrics(self._snapshot_lock, clock)
         self._core: Core[Done] = Core(config, self.metrics, jitter, lambda: asyncio.get_running_loop().create_future())
-        self._recovery = Recovery(config, self.metrics, jitter, lambda: self._core.departed)
+        self._recovery = Recovery(config, self.metrics, jitter, self._core)
+        self._regions = Regions(len(self._sources), config.fetch_timeout, self._core.backoff)
         self._hot = self._core.hot
         self._listeners = Listeners()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         # A task left behind on Lambda is frozen with the process when the handler returns.
-        self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        self._inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        follow_process(self)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -146,7 +157,8 @@ class AsyncSecretCache:
         if not isinstance(rejected, Secret):
             raise InvalidArgument(f"renew() takes the rejected Secret, not {type(rejected).__name__}")
         self._enter()
-        secret = await self._next(Call(rejected), self._core.key_of(rejected), rejected, "rejected")
+        key = self._core.key_of(rejected)
+        secret = await self._next(Call(key.secret_id, rejected), key, rejected, "rejected")
         if secret is None:
             raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
         return secret
@@ -181,7 +193,15 @@ class AsyncSecretCache:
     ) -> Callable[[], None]:
         """Have ``callback(old, new)`` called, and awaited if it is a coroutine function; see ``SecretCache``."""
         check_key(Key(secret_id))
-        return self._listeners.add(secret_id, callback)
+        return self._listeners.add(rotation_listener(secret_id, callback), Rotated)
+
+    def subscribe(self, listener: Callable[[Event], object | Awaitable[object]]) -> Callable[[], None]:
+        """Have ``listener(event)`` called with everything that happens, and awaited if it is a coroutine function.
+
+        Listeners are called one event after the other, in a task; see ``SecretCache.subscribe``. One that is no
+        coroutine function should return at once, as anything in an event loop.
+        """
+        return self._listeners.add(listener)
 
     async def close(self) -> None:
         """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine."""
@@ -193,7 +213,8 @@ class AsyncSecretCache:
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
-        await self._source.close()
+        for source in self._sources:
+            await source.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -320,12 +341,13 @@ class AsyncSecretCache:
         """Begin a call; return the version to try first."""
         current = await self.get(key.secret_id)
         # What the cache holds by now: a version that is already gone would be taken for a rotation.
-        call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+        call, step = self._recovery.begin(key.secret_id, self._core.peek(key) or current, self._clock())
         return call, await self._reach(call, key, step) or current
 
     async def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
         """Take in that the server refused a version; return the next to try, or None if its failure is final."""
         self._recovery.rejected(call, refused, verdict, self._clock())
+        self._tell()
         return await self._reach(call, key, None)
 
     async def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
@@ -343,6 +365,7 @@ class AsyncSecretCache:
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
         if self._recovery.accepted(call, secret, self._core.peek(key)):
             self._core.expect_change(key, self._clock() + self._config.rotation_window)
+        self._tell()
 
     async def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
         """Learn what AWS says of a rejected version, or wait until it may say something else."""
@@ -361,7 +384,9 @@ class AsyncSecretCache:
     async def _read(self, key: Key) -> Secret:
         self._enter()
         now = self._clock()
-        return await self._perform(self._core.read(key, now), now + self._config.fetch_timeout, None)
+        step = self._core.read(key, now)
+        self._tell()
+        return await self._perform(step, now + self._config.fetch_timeout, None)
 
     async def _ask(self, key: Key, since: int | None) -> Secret:
         """Return what AWS says after flight number ``since``; None is from now on."""
@@ -381,7 +406,7 @@ class AsyncSecretCache:
                 case Refresh(flight, secret):
                     # An empty context: whoever comes first is not whom the refresh is for.
                     contextvars.Context().run(self._launch, self._fly(flight))
-                    if not self._refresh_inline:
+                    if not self._inline:
                         return secret
                 case Lead(flight):
                     self._launch(self._fly(flight))
@@ -391,6 +416,7 @@ class AsyncSecretCache:
             if not flight.has_ended():
                 self._refuse_closed()
             step = self._core.settle(flight, self._clock(), until, since)
+            self._tell()
 
     async def _wait(self, flight: Flight[Done], until: float) -> None:
         # Unlike wait_for, it neither cancels what it waits for nor swallows a cancellation.
@@ -418,10 +444,36 @@ class AsyncSecretCache:
                 "this AsyncSecretCache is in use in another event loop that is still running",
                 hint="make one for each loop, or one SecretCache for all threads",
             )
+        self._leave_loop()
         self._loop = loop
+
+    def _leave_loop(self) -> None:
+        self._loop = None
         self._tasks.clear()
         self._core.leave_flights()
-        self._source.leave_loop()
+        self._listeners.start_anew()
+        for source in self._sources:
+            source.leave_loop()
+
+    # --- the process -----------------------------------------------------------------------------------------
+
+    def _hold(self) -> None:
+        """Let no snapshot be in the making while the process forks: for ``_lifecycle``."""
+        self._snapshot_lock.acquire()
+
+    def _let_go(self) -> None:
+        """Go on after ``_hold``."""
+        self._snapshot_lock.release()
+
+    def _start_anew_in_child(self) -> None:
+        """Go on after ``_hold`` in a forked child, in which the parent's loop does not run."""
+        self._leave_loop()
+        self.metrics.start_anew_in_child()
+        self._snapshot_lock.release()
+
+    def _doubt_values(self) -> None:
+        """Ask AWS again for whatever is read next: for ``_lifecycle``."""
+        self._core.doubt(self._clock())
 
     # --- fetching -------------------------------------------------------------------------------------------
 
@@ -440,29 +492,33 @@ class AsyncSecretCache:
             self._gave_up([flight])
             raise
         else:
-            await self._landed(flight, secret)
+            self._landed(flight, secret)
 
     async def _fetch(self, flight: Flight[Done]) -> Secret:
-        secret_id, stage, version_id = flight.key
-        known = flight.known
-        if self._config.check_version_first and known is not None and isinstance(self._source, AsyncVersionSource):
-            versions = await self._request("DescribeSecret", secret_id, self._source.describe(secret_id))
-            if versions.get(stage) == known.version_id:
-                return known
-        wanted = None if version_id is not None and stage == AWSCURRENT else stage
-        return await self._request("GetSecretValue", secret_id, self._source.fetch(secret_id, wanted, version_id))
+        secret_id, _, version_id = flight.key
+        if self._config.check_version_first and flight.known is not None:
+            versions = await self._request(
+                flight, "DescribeSecret", secret_id, lambda source: source.describe(secret_id)
+            )
+            confirmed = flight.confirmed(versions)
+            if confirmed is not None:
+                return confirmed
+        stage = flight.wanted_stage()
+        secret: Secret = await self._request(
+            flight, "GetSecretValue", secret_id, lambda source: source.fetch(secret_id, stage, version_id)
+        )
+        return secret
 
     async def _fly_batch(self, flights: Sequence[Flight[Done]], errors: dict[str, SecretCacheError]) -> None:
         """Fetch many secrets with one request; what it does not bring is left to those who read it."""
-        source = self._source
-        if not isinstance(source, AsyncBatchSource):
+        if not isinstance(self._sources[PRIMARY], AsyncBatchSource):
             for flight in flights:
                 await self._fly(flight)
             return
-        ids = [flight.key.secret_id for flight in flights]
+        first, ids = flights[0], [flight.key.secret_id for flight in flights]
         try:
             found = await self._retrying(
-                flights[0], lambda: self._request("BatchGetSecretValue", "", source.fetch_batch(ids))
+                first, lambda: self._request(first, "BatchGetSecretValue", "", lambda source: source.fetch_batch(ids))
             )
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
@@ -473,10 +529,11 @@ class AsyncSecretCache:
             self._gave_up(flights)
             raise
         for flight in flights:
+            flight.from_replica = first.from_replica
             secret_id = flight.key.secret_id
             result = found.get(secret_id)
             if isinstance(result, Secret):
-                await self._landed(flight, result)
+                self._landed(flight, result)
             else:
                 missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
                 self._failed(flight, result or missing)
@@ -500,46 +557,81 @@ class AsyncSecretCache:
             failure = self._core.timeout(flight)
         raise failure
 
-    async def _request(self, operation: str, secret_id: str, sending: Awaitable[Answer[Value]]) -> Value:
-        """Send one request and count it."""
+    async def _request(
+        self,
+        flight: Flight[Done],
+        operation: str,
+        secret_id: str,
+        send: Callable[[Any], Awaitable[Answer[Value]]],
+    ) -> Value:
+        """Send one request, and where a region is unavailable, to the next one."""
+        failures: dict[int, SecretCacheError] = {}
+        for region in self._regions.order(self._clock()):
+            try:
+                value = await self._send(region, operation, secret_id, send)
+            except SecretCacheError as error:
+                failures[region] = error
+            else:
+                flight.from_replica = region != PRIMARY
+                return value
+            if not self._regions.ended(region, failures[region], self._clock()):
+                break
+        raise failures[PRIMARY]
+
+    async def _send(
+        self, region: int, operation: str, secret_id: str, send: Callable[[Any], Awaitable[Answer[Value]]]
+    ) -> Value:
+        """Send one request to one region and count it."""
         failure: SecretCacheError
         started = self._clock()
         try:
-            answer = await sending
+            answer = await send(self._sources[region])
         except SecretCacheError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
             failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
             failure.__cause__ = error
         else:
-            self.metrics.request(operation, answer.requests, self._clock() - started, None)
+            self._core.requested(operation, secret_id, answer.requests, self._clock() - started, None)
+            self._regions.ended(region, None, started)
+            self.metrics.answers_by_region.update(self._region_names[region : region + 1])
             return answer.value
-        self.metrics.request(operation, failure.requests, self._clock() - started, failure)
+        self._core.requested(operation, secret_id, failure.requests, self._clock() - started, failure)
+        self._tell()
         raise failure
 
-    async def _landed(self, flight: Flight[Done], secret: Secret) -> None:
-        rotation = self._core.landed(flight, secret, self._clock())
+    def _landed(self, flight: Flight[Done], secret: Secret) -> None:
+        self._core.landed(flight, secret, self._clock())
         _wake(flight)
-        if rotation is not None:
-            await self._announce(rotation)
+        self._tell()
 
     def _failed(self, flight: Flight[Done], error: SecretCacheError) -> None:
         self._core.failed(flight, error, self._clock())
         _wake(flight)
+        self._tell()
 
     def _gave_up(self, flights: Sequence[Flight[Done]]) -> None:
         for flight in flights:
             self._core.gave_up(flight)
             _wake(flight)
 
-    async def _announce(self, rotation: Rotation) -> None:
-        for callback in self._listeners.concerned(rotation):
-            try:
-                result = callback(rotation.old, rotation.new)
-                if inspect.isawaitable(result):
-                    await result
-            except Exception as error:  # noqa: BLE001 - a listener's own trouble
-                log_failed_callback(rotation, error)
+    # --- telling ----------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Have the listeners told what has happened, by a task of their own."""
+        if self._core.events and self._listeners.take(self._core.events):
+            contextvars.Context().run(self._launch, self._deliver())
+
+    async def _deliver(self) -> None:
+        while (upcoming := self._listeners.upcoming()) is not None:
+            event, context = upcoming
+            for listener in self._listeners.concerned(event):
+                try:
+                    result = context.run(listener, event)
+                    if inspect.isawaitable(result):
+                        await result
+                except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                    log_failed_listener(event, error)
 
 
 def _wake(flight: Flight[Done]) -> None:
@@ -547,12 +639,17 @@ def _wake(flight: Flight[Done]) -> None:
         flight.done.set_result(None)
 
 
-def _checked_source(client: object, source: AsyncSource | None, config: CacheConfig) -> AsyncSource:
-    if source is None:
-        return async_source(client, config.fetch_timeout)
-    refuse_source(client, source, config, AsyncSource, AsyncVersionSource)
-    if not inspect.iscoroutinefunction(source.fetch):
-        raise InvalidArgument(
-            f"source= has no coroutine fetch(): {type(source).__name__}", hint="write `async def fetch`"
-        )
-    return source
+def _checked_sources(
+    client: object, source: AsyncSource | None, regions: Sequence[str], config: CacheConfig
+) -> Sequence[AsyncSource]:
+    if source is not None:
+        refuse_source(source, config, AsyncSource, AsyncVersionSource)
+        if not inspect.iscoroutinefunction(source.fetch):
+            raise InvalidArgument(
+                f"source= has no coroutine fetch(): {type(source).__name__}", hint="write `async def fetch`"
+            )
+        return [source]
+    if not regions:
+        return [async_source(client, fetch_timeout=config.fetch_timeout)]
+    share = config.fetch_timeout / len(regions)
+    return [async_source(fetch_timeout=share, region=region, primary=regions[PRIMARY]) for region in regions]

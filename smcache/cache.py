@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import contextvars
 import os
-import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from smcache import auth
-from smcache._arguments import checked_config, checked_ids, refuse_source
+from smcache._arguments import checked_config, checked_ids, checked_regions, refuse_source
+from smcache._clock import default_clock, default_jitter
 from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
 from smcache._factory import Placement, Started, refuse_async
-from smcache._fork import start_anew_after_fork
-from smcache._listeners import Listeners, log_failed_callback
+from smcache._lifecycle import follow_process
+from smcache._listeners import Listeners, log_failed_listener, rotation_listener
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
+from smcache._regions import PRIMARY, Regions
 from smcache.errors import (
     CacheClosed,
     FetchTimeout,
@@ -30,6 +31,7 @@ from smcache.errors import (
     SecretCacheError,
     SourceFailed,
 )
+from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
 from smcache.sources import BatchSource, Source, VersionSource
@@ -40,12 +42,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from smcache._core import Flight, Rotation, Step
+    from smcache._core import Flight, Step
     from smcache._factory import Decorator
     from smcache._recovery import Ask
     from smcache._recovery import Step as RecoveryStep
     from smcache.auth import Verdict
     from smcache.config import CacheConfig
+    from smcache.events import Event
     from smcache.secret import SecretFields
     from smcache.sources import Answer
 
@@ -65,14 +68,17 @@ class SecretCache:
         client: A boto3 or botocore ``secretsmanager`` client. Without it, one is made on first use from the usual
             settings (environment, profile, region, ``AWS_ENDPOINT_URL``).
         source: Where values come from instead of a client; see ``smcache.sources.Source``.
+        regions: The region of the secrets, and then those of their replicas in the order of preference: a replica
+            is asked while the region before it is unavailable, and never makes a newer version give way to an
+            older one. ARNs are those of the first region.
         config: Times and sizes; see ``CacheConfig``.
-        clock: Returns seconds, never going back.
+        clock: Returns seconds, never going back; by default one that also goes on while the process is stopped.
         sleep: Waits for so many seconds: between the requests of a fetch, and for a rotation to finish.
         jitter: Returns a number from 0 up to 1, at random.
 
     Raises:
-        InvalidArgument: The client has no ``get_secret_value``, the source no ``fetch``, both were given, or
-            the source cannot do what the configuration asks for.
+        InvalidArgument: The client has no ``get_secret_value``, the source no ``fetch``, more than one of client,
+            source and regions were given, or the source cannot do what the configuration asks for.
     """
 
     def __init__(
@@ -80,25 +86,28 @@ class SecretCache:
         client: Any = None,
         *,
         source: Source | None = None,
+        regions: Sequence[str] = (),
         config: CacheConfig | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        jitter: Callable[[], float] = random.random,
+        jitter: Callable[[], float] = default_jitter,
     ) -> None:
         self._config = config = checked_config(config)
-        self._source = _checked_source(client, source, config)
-        self._clock = clock
+        self._region_names = checked_regions(regions, client, source)
+        self._sources = _checked_sources(client, source, self._region_names, config)
+        self._clock = clock = clock or default_clock()
         self._sleep = sleep
         self._lock = threading.Lock()
-        self.metrics = Metrics(self._lock)
+        self.metrics = Metrics(self._lock, clock)
         self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event)
-        self._recovery = Recovery(config, self.metrics, jitter, lambda: self._core.departed)
+        self._recovery = Recovery(config, self.metrics, jitter, self._core)
+        self._regions = Regions(len(self._sources), config.fetch_timeout, self._core.backoff)
         self._hot = self._core.hot
         self._listeners = Listeners()
         self._closed = False
         # A thread left behind on Lambda is frozen with the process when the handler returns.
-        self._refresh_inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
-        start_anew_after_fork(self)
+        self._inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
+        follow_process(self)
 
     # --- reading ------------------------------------------------------------------------------------------
 
@@ -168,7 +177,7 @@ class SecretCache:
         with self._lock:
             self._refuse_closed()
             key = self._core.key_of(rejected)
-        secret = self._next(Call(rejected), key, rejected, "rejected")
+        secret = self._next(Call(key.secret_id, rejected), key, rejected, "rejected")
         if secret is None:
             raise NoOtherVersion(f"no version but the rejected {rejected.version_id}", secret_id=rejected.name)
         return secret
@@ -210,13 +219,25 @@ class SecretCache:
     def on_rotation(self, secret_id: str, callback: Callable[[Secret, Secret], object]) -> Callable[[], None]:
         """Have ``callback(old, new)`` called when AWSCURRENT is found on another version.
 
-        It is called in the thread that found out, outside every lock; what it raises is logged and goes no further.
+        It is called as the listeners of ``subscribe`` are; what it raises is logged and goes no further.
 
         Returns:
             A function that takes the callback off again.
         """
         check_key(Key(secret_id))
-        return self._listeners.add(secret_id, callback)
+        return self._listeners.add(rotation_listener(secret_id, callback), Rotated)
+
+    def subscribe(self, listener: Callable[[Event], object]) -> Callable[[], None]:
+        """Have ``listener(event)`` called with everything that happens; see ``smcache.events``.
+
+        Listeners are called one event after the other, in a thread that lives while there are any, outside every
+        lock: one that is slow keeps nobody waiting but the other listeners. Beyond 10,000 waiting events the oldest
+        are dropped. What a listener raises is logged and goes no further.
+
+        Returns:
+            A function that takes the listener off again.
+        """
+        return self._listeners.add(listener)
 
     def close(self) -> None:
         """Forget all values, wait for nothing, close the client if the cache made it. Closing twice is fine."""
@@ -226,7 +247,8 @@ class SecretCache:
             self._core.invalidate()
         for flight in flights:
             flight.done.set()
-        self._source.close()
+        for source in self._sources:
+            source.close()
 
     def __enter__(self) -> Self:
         return self
@@ -351,13 +373,14 @@ class SecretCache:
         current = self.get(key.secret_id)
         with self._lock:
             # What the cache holds by now: a version that is already gone would be taken for a rotation.
-            call, step = self._recovery.begin(self._core.peek(key) or current, self._clock())
+            call, step = self._recovery.begin(key.secret_id, self._core.peek(key) or current, self._clock())
         return call, self._reach(call, key, step) or current
 
     def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
         """Take in that the server refused a version; return the next to try, or None if its failure is final."""
         with self._lock:
             self._recovery.rejected(call, refused, verdict, self._clock())
+        self._tell()
         return self._reach(call, key, None)
 
     def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
@@ -377,6 +400,7 @@ class SecretCache:
         with self._lock:
             if self._recovery.accepted(call, secret, self._core.peek(key)):
                 self._core.expect_change(key, self._clock() + self._config.rotation_window)
+        self._tell()
 
     def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
         """Learn what AWS says of a rejected version, or wait until it may say something else."""
@@ -399,6 +423,7 @@ class SecretCache:
         with self._lock:
             self._refuse_closed()
             step = self._core.read(key, now)
+        self._tell()
         return self._perform(step, now + self._config.fetch_timeout, None)
 
     def _ask(self, key: Key, since: int | None) -> Secret:
@@ -420,7 +445,7 @@ class SecretCache:
                     raise error.fresh()
                 case Refresh(flight, secret):
                     self._launch(self._fly, flight)
-                    if not self._refresh_inline:
+                    if not self._inline:
                         return secret
                 case Lead(flight):
                     self._launch(contextvars.copy_context().run, self._fly, flight)
@@ -431,9 +456,12 @@ class SecretCache:
                 if not flight.has_ended():
                     self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
+            self._tell()
+
+    # --- the process -----------------------------------------------------------------------------------------
 
     def _hold(self) -> None:
-        """Finish what is being decided, and decide nothing until ``_let_go``: for ``_fork``."""
+        """Finish what is being decided, and decide nothing until ``_let_go``: for ``_lifecycle``."""
         self._lock.acquire()
 
     def _let_go(self) -> None:
@@ -443,9 +471,17 @@ class SecretCache:
     def _start_anew_in_child(self) -> None:
         """Go on after ``_hold`` in a forked child: the threads that fetched, and the sockets, are the parent's."""
         self._core.leave_flights()
-        if isinstance(self._source, BotoSource):
-            self._source.start_anew_in_child()
+        self._listeners.start_anew()
+        self.metrics.start_anew_in_child()
+        for source in self._sources:
+            if isinstance(source, BotoSource):
+                source.start_anew_in_child()
         self._lock.release()
+
+    def _doubt_values(self) -> None:
+        """Ask AWS again for whatever is read next: for ``_lifecycle``."""
+        with self._lock:
+            self._core.doubt(self._clock())
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -453,9 +489,9 @@ class SecretCache:
 
     # --- fetching -------------------------------------------------------------------------------------------
 
-    def _launch(self, run: Callable[..., object], *args: object) -> None:
+    def _launch(self, run: Callable[..., object], *args: object, name: str = "smcache-fetch") -> None:
         try:
-            threading.Thread(target=run, args=args, name="smcache-fetch", daemon=True).start()
+            threading.Thread(target=run, args=args, name=name, daemon=True).start()
         except RuntimeError:  # no more threads to be had, or the interpreter is shutting down
             run(*args)
 
@@ -472,27 +508,28 @@ class SecretCache:
             self._landed(flight, secret)
 
     def _fetch(self, flight: Flight[threading.Event]) -> Secret:
-        secret_id, stage, version_id = flight.key
-        known = flight.known
-        if self._config.check_version_first and known is not None and isinstance(self._source, VersionSource):
-            source = self._source
-            versions = self._request("DescribeSecret", secret_id, lambda: source.describe(secret_id))
-            if versions.get(stage) == known.version_id:
-                return known
-        wanted = None if version_id is not None and stage == AWSCURRENT else stage
-        return self._request("GetSecretValue", secret_id, lambda: self._source.fetch(secret_id, wanted, version_id))
+        secret_id, _, version_id = flight.key
+        if self._config.check_version_first and flight.known is not None:
+            versions = self._request(flight, "DescribeSecret", secret_id, lambda source: source.describe(secret_id))
+            confirmed = flight.confirmed(versions)
+            if confirmed is not None:
+                return confirmed
+        stage = flight.wanted_stage()
+        secret: Secret = self._request(
+            flight, "GetSecretValue", secret_id, lambda source: source.fetch(secret_id, stage, version_id)
+        )
+        return secret
 
     def _fly_batch(self, flights: Sequence[Flight[threading.Event]], errors: dict[str, SecretCacheError]) -> None:
         """Fetch many secrets with one request; what it does not bring is left to those who read it."""
-        source = self._source
-        if not isinstance(source, BatchSource):
+        if not isinstance(self._sources[PRIMARY], BatchSource):
             for flight in flights:
                 self._fly(flight)
             return
-        ids = [flight.key.secret_id for flight in flights]
+        first, ids = flights[0], [flight.key.secret_id for flight in flights]
         try:
             found = self._retrying(
-                flights[0], lambda: self._request("BatchGetSecretValue", "", lambda: source.fetch_batch(ids))
+                first, lambda: self._request(first, "BatchGetSecretValue", "", lambda source: source.fetch_batch(ids))
             )
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
@@ -503,6 +540,7 @@ class SecretCache:
             self._gave_up(flights)
             raise
         for flight in flights:
+            flight.from_replica = first.from_replica
             secret_id = flight.key.secret_id
             result = found.get(secret_id)
             if isinstance(result, Secret):
@@ -523,12 +561,36 @@ class SecretCache:
 
         return Retrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))(fetch)
 
-    def _request(self, operation: str, secret_id: str, send: Callable[[], Answer[Value]]) -> Value:
-        """Send one request and count it."""
+    def _request(
+        self,
+        flight: Flight[threading.Event],
+        operation: str,
+        secret_id: str,
+        send: Callable[[Any], Answer[Value]],
+    ) -> Value:
+        """Send one request, and where a region is unavailable, to the next one."""
+        with self._lock:
+            order = self._regions.order(self._clock())
+        failures: dict[int, SecretCacheError] = {}
+        for region in order:
+            try:
+                value = self._send(region, operation, secret_id, send)
+            except SecretCacheError as error:
+                failures[region] = error
+            else:
+                flight.from_replica = region != PRIMARY
+                return value
+            with self._lock:
+                if not self._regions.ended(region, failures[region], self._clock()):
+                    break
+        raise failures[PRIMARY]
+
+    def _send(self, region: int, operation: str, secret_id: str, send: Callable[[Any], Answer[Value]]) -> Value:
+        """Send one request to one region and count it."""
         failure: SecretCacheError
         started = self._clock()
         try:
-            answer = send()
+            answer = send(self._sources[region])
         except SecretCacheError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
@@ -536,22 +598,25 @@ class SecretCache:
             failure.__cause__ = error
         else:
             with self._lock:
-                self.metrics.request(operation, answer.requests, self._clock() - started, None)
+                self._core.requested(operation, secret_id, answer.requests, self._clock() - started, None)
+                self._regions.ended(region, None, started)
+                self.metrics.answers_by_region.update(self._region_names[region : region + 1])
             return answer.value
         with self._lock:
-            self.metrics.request(operation, failure.requests, self._clock() - started, failure)
+            self._core.requested(operation, secret_id, failure.requests, self._clock() - started, failure)
+        self._tell()
         raise failure
 
     def _landed(self, flight: Flight[threading.Event], secret: Secret) -> None:
         with self._lock:
-            rotation = self._core.landed(flight, secret, self._clock())
+            self._core.landed(flight, secret, self._clock())
+        self._tell()
         flight.done.set()
-        if rotation is not None:
-            self._announce(rotation)
 
     def _failed(self, flight: Flight[threading.Event], error: SecretCacheError) -> None:
         with self._lock:
             self._core.failed(flight, error, self._clock())
+        self._tell()
         flight.done.set()
 
     def _gave_up(self, flights: Sequence[Flight[threading.Event]]) -> None:
@@ -560,16 +625,34 @@ class SecretCache:
                 self._core.gave_up(flight)
             flight.done.set()
 
-    def _announce(self, rotation: Rotation) -> None:
-        for callback in self._listeners.concerned(rotation):
-            try:
-                callback(rotation.old, rotation.new)
-            except Exception as error:  # noqa: BLE001 - a listener's own trouble
-                log_failed_callback(rotation, error)
+    # --- telling ----------------------------------------------------------------------------------------------
+
+    def _tell(self) -> None:
+        """Have the listeners told what has happened, by a thread of their own, or on Lambda at once."""
+        if not self._core.events or not self._listeners.take(self._core.events):
+            return
+        if self._inline:
+            self._deliver()
+        else:
+            self._launch(self._deliver, name="smcache-events")
+
+    def _deliver(self) -> None:
+        while (upcoming := self._listeners.upcoming()) is not None:
+            event, context = upcoming
+            for listener in self._listeners.concerned(event):
+                try:
+                    context.run(listener, event)
+                except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                    log_failed_listener(event, error)
 
 
-def _checked_source(client: object, source: Source | None, config: CacheConfig) -> Source:
-    if source is None:
-        return BotoSource(client, fetch_timeout=config.fetch_timeout)
-    refuse_source(client, source, config, Source, VersionSource)
-    return source
+def _checked_sources(
+    client: object, source: Source | None, regions: Sequence[str], config: CacheConfig
+) -> Sequence[Source]:
+    if source is not None:
+        refuse_source(source, config, Source, VersionSource)
+        return [source]
+    if not regions:
+        return [BotoSource(client, fetch_timeout=config.fetch_timeout)]
+    share = config.fetch_timeout / len(regions)
+    return [BotoSource(fetch_timeout=share, region=region, primary=regions[PRIMARY]) for region in regions]

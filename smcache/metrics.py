@@ -7,20 +7,23 @@ core, which its driver serialises. Reading takes the driver's lock, so a snapsho
 from __future__ import annotations
 
 import itertools
+import threading
+import weakref
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from smcache.errors import InvalidArgument, Throttled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from contextlib import AbstractContextManager
 
+    from smcache._core import Entry
     from smcache.errors import SecretCacheError
 
-__all__ = ["LATENCY_BOUNDS", "CostModel", "Metrics", "MetricsSnapshot"]
+__all__ = ["LATENCY_BOUNDS", "CostModel", "Counts", "Metrics", "MetricsSnapshot", "SecretFigures"]
 
 #: Upper bounds, in seconds, of the latency histogram's buckets; the last bucket has none.
 LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -28,20 +31,30 @@ LATENCY_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostModel:
-    """Prices of Secrets Manager in US dollars.
+    """Prices of Secrets Manager, and of the KMS keys behind it, in US dollars.
 
     Attributes:
         per_10k_calls: Per 10,000 API requests.
         per_secret_month: Per secret and month; each replica is a secret.
+        per_10k_kms_calls: Per 10,000 requests to KMS with a customer-managed key; those with the AWS-managed key
+            aws/secretsmanager are free. The 20,000 that AWS gives each account and month are not taken off.
+        per_kms_key_month: Per customer-managed key and month.
 
-    Source: aws.amazon.com/secrets-manager/pricing, as of 2026-09-20.
+    Sources: aws.amazon.com/secrets-manager/pricing as of 2026-09-20, and aws.amazon.com/kms/pricing.
     """
 
     per_10k_calls: float = 0.05
     per_secret_month: float = 0.40
+    per_10k_kms_calls: float = 0.03
+    per_kms_key_month: float = 1.00
 
     def __post_init__(self) -> None:
-        prices: tuple[object, ...] = (self.per_10k_calls, self.per_secret_month)
+        prices: tuple[object, ...] = (
+            self.per_10k_calls,
+            self.per_secret_month,
+            self.per_10k_kms_calls,
+            self.per_kms_key_month,
+        )
         for price in prices:
             if not isinstance(price, (int, float)) or not price >= 0:
                 raise InvalidArgument(f"{self!r}: prices are numbers, 0 or more")
@@ -50,10 +63,62 @@ class CostModel:
         """Return what so many requests cost."""
         return count * self.per_10k_calls / 10_000
 
+    def kms(self, *, keys: int, calls: int) -> float:
+        """Return what a month of so many customer-managed keys and requests with them costs."""
+        return keys * self.per_kms_key_month + calls * self.per_10k_kms_calls / 10_000
+
+    def month(self, *, secrets: int, calls: int, kms_keys: int = 0, kms_calls: int = 0) -> float:
+        """Return what a month costs in all.
+
+        Args:
+            secrets: How many secrets there are, replicas included.
+            calls: The requests to Secrets Manager in that month.
+            kms_keys: How many customer-managed keys encrypt them.
+            kms_calls: The requests to KMS with those keys in that month: a Decrypt for each value that is fetched.
+        """
+        return secrets * self.per_secret_month + self.calls(calls) + self.kms(keys=kms_keys, calls=kms_calls)
+
+
+@final
+class Counts(dict[str, int]):
+    """Counts by name: a read-only dict."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a snapshot's counts are read-only; copy them with dict(...)")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Counts], tuple[dict[str, int]]]:
+        return Counts, (dict(self),)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecretFigures:
+    """What is known of one cached value, besides the value.
+
+    Attributes:
+        secret_id: The secret as the caller named it; None unless names were asked for.
+        stage: The staging label it is cached for.
+        version_id: The version in the cache.
+        hits: Reads it has answered while fresh.
+        age_seconds: The time since AWS last confirmed it.
+        rotated_seconds_ago: The time since this cache saw it rotate; None if it has not.
+        is_stale: Whether it is past its TTL and served because AWS is unavailable.
+    """
+
+    secret_id: str | None
+    stage: str
+    version_id: str
+    hits: int
+    age_seconds: float
+    rotated_seconds_ago: float | None
+    is_stale: bool
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsSnapshot:
-    """The counts of one cache since it was made.
+    """The counts of one cache since it was made. ``after - before`` has those in between.
 
     Attributes:
         hits: Reads answered from the cache by a fresh value.
@@ -73,6 +138,7 @@ class MetricsSnapshot:
         api_cost_avoided_usd: What the reads that sent no request would have cost without a cache.
         calls_by_operation: Requests by operation, such as ``GetSecretValue``.
         errors_by_code: Failed requests by AWS's error code, or ours where AWS did not speak.
+        answers_by_region: Answers by region, if the cache was given ``regions``.
         latency_buckets: Requests by duration: one count per bound of ``LATENCY_BOUNDS``, and one beyond.
         latency_seconds: The time all requests took together.
     """
@@ -94,8 +160,16 @@ class MetricsSnapshot:
     api_cost_avoided_usd: float
     calls_by_operation: Mapping[str, int]
     errors_by_code: Mapping[str, int]
+    answers_by_region: Mapping[str, int]
     latency_buckets: tuple[int, ...]
     latency_seconds: float
+
+    def __sub__(self, before: MetricsSnapshot) -> MetricsSnapshot:
+        """Return what has been counted since an earlier snapshot of the same cache, taken with the same prices."""
+        if not isinstance(before, MetricsSnapshot):
+            return NotImplemented
+        names = [field.name for field in fields(self)]
+        return MetricsSnapshot(**{name: _difference(getattr(self, name), getattr(before, name)) for name in names})
 
 
 class Tally:
@@ -117,9 +191,13 @@ class Tally:
 class Metrics:
     """The counters of one cache; ``snapshot()`` reads them."""
 
-    def __init__(self, guard: AbstractContextManager[object]) -> None:
+    def __init__(self, guard: AbstractContextManager[object], clock: Callable[[], float] = lambda: 0.0) -> None:
         self._guard = guard
-        self.hits = Tally()
+        self._clock = clock
+        self.entries: Collection[Entry] = ()  # a view of the core's table
+        self._retired: list[tuple[weakref.ref[Entry], Tally]] = []
+        self._retired_hits = 0
+        self._adding_up = threading.Lock()
         self.stale_served = Tally()
         self.misses = 0
         self.coalesced = 0
@@ -133,6 +211,7 @@ class Metrics:
         self.auth_unrecovered = 0
         self.calls_by_operation: Counter[str] = Counter()
         self.errors_by_code: Counter[str] = Counter()
+        self.answers_by_region: Counter[str] = Counter()
         self._latency_buckets = [0] * (len(LATENCY_BOUNDS) + 1)
         self._latency_seconds = 0.0
 
@@ -148,13 +227,53 @@ class Metrics:
             self.errors_by_code[error.code] += 1
             self.throttles += isinstance(error, Throttled)
 
+    def retire(self, entry: Entry) -> None:
+        """Go on counting the hits of an entry that is about to leave the table: readers may still hold it."""
+        with self._adding_up:
+            self._retired.append((weakref.ref(entry), entry.hits))
+            self._settle_retired()
+
+    def _settle_retired(self) -> None:
+        gone = [tally for entry, tally in self._retired if entry() is None]
+        self._retired_hits += sum(tally.value() for tally in gone)
+        self._retired = [(entry, tally) for entry, tally in self._retired if tally not in gone]
+
+    def _hits(self) -> int:
+        with self._adding_up:
+            self._settle_retired()
+            # In this order: an entry that leaves the table meanwhile is found in both, and counted once.
+            tallies = {entry.hits for entry in list(self.entries)}
+            tallies.update(tally for _, tally in self._retired)
+            return self._retired_hits + sum(tally.value() for tally in tallies)
+
+    def start_anew_in_child(self) -> None:
+        """Go on after a fork, in which another thread may have held the lock."""
+        self._adding_up = threading.Lock()
+
+    def secrets(self, *, names: bool = False) -> list[SecretFigures]:
+        """Return figures of each cached value, with the secrets' names only if asked for."""
+        with self._guard, self._adding_up:
+            now = self._clock()
+            return [self._figures(entry, now, names) for entry in list(self.entries)]
+
+    def _figures(self, entry: Entry, now: float, names: bool) -> SecretFigures:  # noqa: FBT001 - passed on
+        return SecretFigures(
+            secret_id=entry.key.secret_id if names else None,
+            stage=entry.key.stage,
+            version_id=entry.secret.version_id,
+            hits=entry.hits.value(),
+            age_seconds=now - entry.confirmed_at,
+            rotated_seconds_ago=None if entry.rotated_at is None else now - entry.rotated_at,
+            is_stale=entry.count is self.stale_served.bump,
+        )
+
     def snapshot(self, prices: CostModel | None = None) -> MetricsSnapshot:
         """Return all counts at one moment, priced by ``prices`` (AWS's list price by default)."""
         prices = prices or CostModel()
         with self._guard:
             # Copied first: an event loop in another thread counts on meanwhile.
-            calls_by_operation, errors_by_code = dict(self.calls_by_operation), dict(self.errors_by_code)
-            hits, stale_served = self.hits.value(), self.stale_served.value()
+            calls_by_operation, errors_by_code = Counts(self.calls_by_operation), Counts(self.errors_by_code)
+            hits, stale_served = self._hits(), self.stale_served.value()
             api_calls = sum(calls_by_operation.values())
             avoided = hits + self.coalesced + stale_served - self.stale_after_waiting
             return MetricsSnapshot(
@@ -175,6 +294,16 @@ class Metrics:
                 api_cost_avoided_usd=prices.calls(avoided),
                 calls_by_operation=calls_by_operation,
                 errors_by_code=errors_by_code,
+                answers_by_region=Counts(self.answers_by_region),
                 latency_buckets=tuple(self._latency_buckets),
                 latency_seconds=self._latency_seconds,
             )
+
+
+def _difference(after: Any, before: Any) -> Any:
+    if isinstance(after, dict):
+        changes = {name: count - before.get(name, 0) for name, count in after.items()}
+        return Counts({name: change for name, change in changes.items() if change})
+    if isinstance(after, tuple):
+        return tuple(now - then for now, then in zip(after, before, strict=True))
+    return after - before

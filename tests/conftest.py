@@ -240,20 +240,25 @@ class WaitUntilIdle(Protocol):
 
 @pytest.fixture
 def wait_until_idle() -> WaitUntilIdle:
-    """Wait for the fetches and callbacks of a cache that no reader waits for."""
+    """Wait for the fetches and listeners of a cache that no reader waits for."""
 
     def wait(cache: Any) -> None:
         if isinstance(cache, BlockingCache):
 
             async def tasks_end() -> None:
-                await asyncio.gather(*cache.cache._tasks, return_exceptions=True)
+                while cache.cache._tasks:
+                    await asyncio.gather(*cache.cache._tasks, return_exceptions=True)
 
             cache.loop.run(tasks_end())
-        for thread in threading.enumerate():
-            if thread.name == "smcache-fetch":
-                thread.join(30)
+        while ours := our_threads():
+            ours[0].join(30)
 
     return wait
+
+
+def our_threads() -> list[threading.Thread]:
+    """Return the threads that caches have started."""
+    return [thread for thread in threading.enumerate() if thread.name in ("smcache-fetch", "smcache-events")]
 
 
 class Together(Protocol):

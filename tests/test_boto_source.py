@@ -111,7 +111,7 @@ class TestClientsOfTheUser:
             ({"client": object()}, "no get_secret_value: object"),
             ({"client": "secretsmanager"}, "no get_secret_value: str"),
             ({"source": object()}, "is no Source: object"),
-            ({"client": boto3, "source": BotoSource()}, "both client= and source="),
+            ({"client": boto3, "source": BotoSource()}, "client= and source= were given together"),
             ({"config": {"ttl": 5}}, "takes a CacheConfig, not dict"),
         ],
     )

@@ -22,11 +22,11 @@ from smcache._core import (
     Lead,
     Refresh,
     Refuse,
-    Rotation,
     Serve,
     check_key,
 )
 from smcache.errors import AccessDenied, FetchTimeout, InvalidArgument, SecretNotFound, Throttled, Unavailable
+from smcache.events import Rotated
 from smcache.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ def fail(cache: Core[object], error: SecretCacheError, key: Key = DB, now: float
 
 def hot(cache: Core[object], key: Key = DB) -> Entry:
     return cache.hot[key.secret_id if key == Key(key.secret_id) else key]
+
+
+def rotations(cache: Core[object]) -> list[Rotated]:
+    return [event for event in cache.events if isinstance(event, Rotated)]
 
 
 def counts(cache: Core[object]) -> tuple[int, int, int, int]:
@@ -170,7 +174,8 @@ def test_a_pinned_version_announces_no_rotation_and_leaves_the_others_alone() ->
     cache = core()
     current = load(cache)
     flight = led(cache.read(PINNED, 0))
-    assert cache.landed(flight, secret("v" * 32), 0) is None
+    cache.landed(flight, secret("v" * 32), 0)
+    assert rotations(cache) == []
     assert cache.peek(DB) is current
     assert cache.metrics.rotations_seen == 0
 
@@ -195,7 +200,8 @@ def test_a_refresh_that_lands_gives_the_value_a_new_ttl_from_its_landing() -> No
     cache = core(ttl=100)
     value = load(cache)
     flight = led(cache.read(DB, 80))
-    assert cache.landed(flight, secret("v1"), 85) is None
+    cache.landed(flight, secret("v1"), 85)
+    assert rotations(cache) == []
     assert hot(cache).secret is value
     assert hot(cache).fresh_until == 185
     assert cache._in_background == 0
@@ -311,7 +317,8 @@ def test_the_landing_of_a_flight_that_was_invalidated_goes_to_its_waiters_but_no
     cache = core()
     flight = led(cache.read(DB, 0))
     cache.invalidate("prod/db")
-    assert cache.landed(flight, secret("v1"), 1) is None
+    cache.landed(flight, secret("v1"), 1)
+    assert rotations(cache) == []
     assert served(cache.settle(flight, 1, 10)).version_id == "v1"
     assert cache.peek(DB) is None
 
@@ -416,14 +423,16 @@ def test_a_changed_version_swaps_and_is_one_rotation() -> None:
     old = load(cache)
     flight = led(cache.ask(DB, 1, cache.departed))
     new = secret("v2")
-    assert cache.landed(flight, new, 1) == Rotation(DB, old, new)
+    cache.landed(flight, new, 1)
+    assert rotations(cache) == [Rotated("prod/db", old, new)]
     assert cache.peek(DB) is new
     assert cache.metrics.rotations_seen == 1
 
 
 def test_the_first_load_is_no_rotation() -> None:
     cache = core()
-    assert cache.landed(led(cache.read(DB, 0)), secret("v1"), 0) is None
+    cache.landed(led(cache.read(DB, 0)), secret("v1"), 0)
+    assert rotations(cache) == []
     assert cache.metrics.rotations_seen == 0
 
 
@@ -433,7 +442,8 @@ def test_another_label_swaps_and_is_no_rotation() -> None:
     current = load(cache)
     load(cache, pending, "v2")
     flight = led(cache.ask(pending, 1, cache.departed))
-    assert cache.landed(flight, secret("v3"), 1) is None
+    cache.landed(flight, secret("v3"), 1)
+    assert rotations(cache) == []
     assert served(cache.read(pending, 1)).version_id == "v3"
     assert cache.peek(DB) is current
     assert cache.metrics.rotations_seen == 0
@@ -445,8 +455,8 @@ def test_a_rotation_found_under_one_name_is_known_under_the_others_and_counted_o
     assert load(cache, DB) is load(cache, BY_ARN)
     since = cache.departed
     flight = led(cache.ask(finder, 50, since))
-    rotation = cache.landed(flight, secret("v2"), 50)
-    assert rotation is not None
+    cache.landed(flight, secret("v2"), 50)
+    (rotation,) = rotations(cache)
     assert rotation.new is cache.peek(finder)
     assert cache.peek(other) is rotation.new
     assert hot(cache, other).fresh_until == 150
@@ -459,8 +469,8 @@ def test_a_first_load_under_another_name_can_reveal_the_rotation() -> None:
     cache = core()
     old = load(cache, DB)
     flight = led(cache.read(BY_ARN, 1))
-    rotation = cache.landed(flight, secret("v2"), 1)
-    assert rotation == Rotation(BY_ARN, old, secret_of(cache, BY_ARN))
+    cache.landed(flight, secret("v2"), 1)
+    assert rotations(cache) == [Rotated(ARN, old, secret_of(cache, BY_ARN))]
     assert cache.peek(DB) is cache.peek(BY_ARN)
 
 
@@ -477,7 +487,8 @@ def test_an_answer_that_left_earlier_than_the_one_in_place_is_dropped() -> None:
     early = led(cache.ask(BY_ARN, 1, cache.departed))
     new = load(cache, DB, "v2", 2)
     assert cache.peek(BY_ARN) is new
-    assert cache.landed(early, secret("v1"), 3) is None
+    cache.landed(early, secret("v1"), 3)
+    assert len(rotations(cache)) == 1
     assert cache.peek(BY_ARN) is cache.peek(DB) is new
     assert served(cache.settle(early, 3, 11)) is new
     assert cache.metrics.rotations_seen == 1
@@ -525,16 +536,15 @@ def test_an_alias_that_is_evicted_by_the_landing_itself_does_no_harm() -> None:
     assert is_consistent(cache)
 
 
-@pytest.mark.parametrize(("version", "rotations"), [("v1", 0), ("v2", 1)])
-def test_a_value_too_old_to_be_served_is_still_known_when_its_successor_arrives(version: str, rotations: int) -> None:
+@pytest.mark.parametrize(("version", "seen"), [("v1", 0), ("v2", 1)])
+def test_a_value_too_old_to_be_served_is_still_known_when_its_successor_arrives(version: str, seen: int) -> None:
     """One object per version, and every rotation is counted, with max_stale=0 too."""
     cache = core(ttl=100, max_stale=0)
     old = load(cache)
     flight = led(cache.read(DB, 500))
-    rotation = cache.landed(flight, secret(version), 500)
+    cache.landed(flight, secret(version), 500)
     assert (cache.peek(DB) is old) == (version == "v1")
-    assert (rotation is not None) == bool(rotations)
-    assert cache.metrics.rotations_seen == rotations
+    assert len(rotations(cache)) == cache.metrics.rotations_seen == seen
 
 
 def test_a_secret_made_again_under_its_name_is_found_under_its_new_arn() -> None:
@@ -852,7 +862,8 @@ def test_an_overdue_refresh_of_a_fresh_value_is_a_failed_refresh() -> None:
     assert served(cache.read(DB, 90)) is value
     assert hot(cache).failures == 1
     assert hot(cache).retry_at == 90.5
-    assert cache.landed(flight, secret("v2"), 91) is None
+    cache.landed(flight, secret("v2"), 91)
+    assert rotations(cache) == []
     assert cache.peek(DB) is value
 
 

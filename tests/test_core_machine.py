@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from smcache import CacheConfig, Secret
 from smcache._core import MAX_BACKGROUND, Core, Join, Key, Lead, Refresh, Refuse, Serve
 from smcache.errors import AccessDenied, Unavailable
+from smcache.events import Rotated
 from smcache.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -115,16 +116,18 @@ class CoreMachine(RuleBasedStateMachine):
         counts = self.core._flights.get(flight.key) is flight
         arn = ARN if name.startswith("db") else ""
         before = self.core.metrics.rotations_seen
-        rotation = self.core.landed(flight, Secret("x", name=name, arn=arn, version_id=str(version)), self.now)
+        self.core.landed(flight, Secret("x", name=name, arn=arn, version_id=str(version)), self.now)
         self.ended(flight)
-        assert self.core.metrics.rotations_seen - before == (rotation is not None)
+        rotated = [event for event in self.core.events if isinstance(event, Rotated)]
+        self.core.events.clear()
+        assert self.core.metrics.rotations_seen - before == len(rotated)
         if counts:
             self.landed_at[name] = self.now
             self.denied -= {key for key in SECRETS if SECRETS[key] == name}
             assert flight.secret is not None
             assert int(flight.secret.version_id) >= version
         else:
-            assert rotation is None
+            assert rotated == []
 
     @rule(at=st.integers(0, 9), denied=st.booleans())
     def fail(self, at: int, *, denied: bool) -> None:

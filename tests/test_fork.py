@@ -41,16 +41,16 @@ def test_a_child_starts_with_the_parents_values_and_a_client_of_its_own(aws: Sec
         from smcache import SecretCache
         cache = SecretCache()
         mine = cache.get("prod/db")
-        client = cache._source._client
+        client = cache._sources[0]._client
         if os.fork() == 0:
             assert cache.get("prod/db") is mine
             assert cache.refresh("prod/db") is mine
-            assert cache._source._client is not client
+            assert cache._sources[0]._client is not client
             print("child", flush=True)
             os._exit(0)
         assert os.wait()[1] == 0
         assert cache.refresh("prod/db") is mine
-        assert cache._source._client is client
+        assert cache._sources[0]._client is client
         print("parent")
         """,
         aws,
@@ -73,7 +73,7 @@ def test_a_child_keeps_a_client_or_source_that_was_given(aws: SecretsManager) ->
         client = boto3.client("secretsmanager")
         caches = SecretCache(client), SecretCache(source=Mine())
         if os.fork() == 0:
-            print([cache.get("prod/db").string for cache in caches], caches[0]._source._client is client, flush=True)
+            print([cache.get("prod/db").string for cache in caches], caches[0]._sources[0]._client is client, flush=True)
             os._exit(0)
         assert os.wait()[1] == 0
         """,

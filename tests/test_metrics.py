@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import pickle
 import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smcache import CostModel, InvalidArgument, MetricsSnapshot
+from smcache import CostModel, InvalidArgument, MetricsSnapshot, Secret
+from smcache._core import Entry, Key
 from smcache.errors import AccessDenied, Throttled, Unavailable
 from smcache.metrics import LATENCY_BOUNDS, Metrics, Tally
 
@@ -19,8 +22,14 @@ if TYPE_CHECKING:
     from smcache.errors import SecretCacheError
 
 
-def metrics() -> Metrics:
-    return Metrics(nullcontext())
+def metrics(*entries: Entry) -> Metrics:
+    counted = Metrics(nullcontext(), lambda: 100.0)
+    counted.entries = list(entries)
+    return counted
+
+
+def entry_of(name: str = "prod/db") -> Entry:
+    return Entry(Key(name), Secret("x", name=name, version_id="v1"))
 
 
 def test_a_tally_counts_and_reading_it_changes_nothing() -> None:
@@ -54,6 +63,7 @@ def test_a_new_cache_has_counted_nothing() -> None:
     snapshot = dataclasses.asdict(metrics().snapshot())
     assert snapshot.pop("calls_by_operation") == {}
     assert snapshot.pop("errors_by_code") == {}
+    assert snapshot.pop("answers_by_region") == {}
     assert snapshot.pop("latency_buckets") == (0,) * (len(LATENCY_BOUNDS) + 1)
     assert set(snapshot.values()) == {0}
 
@@ -87,9 +97,10 @@ def test_each_count_is_reported_under_its_own_name(name: str) -> None:
 
 
 def test_hits_and_stale_reads_are_reported() -> None:
-    counted = metrics()
-    counted.hits.bump()
-    counted.hits.bump()
+    entry, other = entry_of(), entry_of("prod/api")
+    counted = metrics(entry, other)
+    entry.count()
+    other.count()
     counted.stale_served.bump()
     first, second = counted.snapshot(), counted.snapshot()
     assert (first.hits, first.stale_served) == (second.hits, second.stale_served) == (2, 1)
@@ -143,11 +154,12 @@ def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed(seconds
 
 
 def test_costs_follow_from_the_counts() -> None:
-    counted = metrics()
+    entry = entry_of()
+    counted = metrics(entry)
     counted.request("GetSecretValue", 20_000, 0, None)
     counted.coalesced = 10_000
     for _ in range(30_000):
-        counted.hits.bump()
+        entry.count()
     for _ in range(10_000):
         counted.stale_served.bump()
     snapshot = counted.snapshot()
@@ -173,12 +185,15 @@ def test_a_price_is_a_number_from_0(name: str, price: object) -> None:
 
 
 def test_a_snapshot_stays_as_it_was_taken() -> None:
-    counted = metrics()
+    entry = entry_of()
+    counted = metrics(entry)
     counted.request("GetSecretValue", 1, 0.1, Unavailable("down"))
     snapshot = counted.snapshot()
     before = dataclasses.asdict(snapshot)
     counted.request("GetSecretValue", 1, 0.1, Unavailable("down"))
-    counted.hits.bump()
+    entry.count()
+    with pytest.raises(TypeError, match="read-only"):
+        snapshot.errors_by_code["Unavailable"] = 0  # type: ignore[index]
     assert dataclasses.asdict(snapshot) == before
     with pytest.raises(dataclasses.FrozenInstanceError):
         snapshot.hits = 1  # type: ignore[misc]
@@ -203,3 +218,55 @@ def test_a_snapshot_is_taken_under_the_drivers_lock() -> None:
         counted.coalesced = 1
     thread.join()
     assert (taken[0].misses, taken[0].coalesced) == (1, 1)
+
+
+def test_hits_of_an_entry_that_has_left_the_table_go_on_being_counted_while_a_reader_holds_it() -> None:
+    entry = entry_of()
+    counted = metrics(entry)
+    entry.count()
+    counted.retire(entry)
+    assert counted.snapshot().hits == 1  # found twice, counted once
+    counted.entries = []
+    entry.count()
+    assert counted.snapshot().hits == 2
+    del entry
+    assert counted.snapshot().hits == 2
+    assert counted._retired == []
+
+
+def test_the_difference_of_two_snapshots_is_what_was_counted_in_between() -> None:
+    entry = entry_of()
+    counted = metrics(entry)
+    counted.request("GetSecretValue", 2, 0.1, Throttled("slow down", code="ThrottlingException"))
+    before = counted.snapshot()
+    entry.count()
+    counted.request("GetSecretValue", 1, 0.1, None)
+    counted.request("DescribeSecret", 1, 3, None)
+    change = counted.snapshot() - before
+    assert (change.hits, change.api_calls, change.throttles) == (1, 2, 0)
+    assert change.calls_by_operation == {"GetSecretValue": 1, "DescribeSecret": 1}
+    assert change.errors_by_code == {}
+    assert sum(change.latency_buckets) == 2
+    assert change.latency_seconds == pytest.approx(3.1)
+    assert change.api_cost_usd == pytest.approx(2 * 0.05 / 10_000)
+    with pytest.raises(TypeError):
+        _ = change - 1  # type: ignore[operator]
+
+
+def test_figures_by_secret_have_names_only_when_asked_for() -> None:
+    entry = entry_of()
+    entry.confirmed_at, entry.rotated_at = 90, 70
+    counted = metrics(entry, entry_of("prod/api"))
+    entry.count()
+    first, second = counted.secrets()
+    assert (first.secret_id, first.hits, first.age_seconds, first.rotated_seconds_ago) == (None, 1, 10, 30)
+    assert (second.rotated_seconds_ago, second.is_stale) == (None, False)
+    assert [figures.secret_id for figures in counted.secrets(names=True)] == ["prod/db", "prod/api"]
+
+
+def test_a_snapshot_survives_pickling_and_copying() -> None:
+    counted = metrics()
+    counted.request("GetSecretValue", 1, 0.1, None)
+    snapshot = counted.snapshot()
+    assert pickle.loads(pickle.dumps(snapshot)) == snapshot  # noqa: S301 - our own
+    assert copy.deepcopy(snapshot) == snapshot

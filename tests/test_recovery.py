@@ -56,7 +56,7 @@ class World:
         self.config = CacheConfig(**{"ttl": 1e6, **config})
         self.metrics = metrics
         self.core: Core[object] = Core(self.config, metrics, lambda: 0.0, object)
-        self.recovery = Recovery(self.config, metrics, draw, lambda: self.core.departed)
+        self.recovery = Recovery(self.config, metrics, draw, self.core)
         self.now = 0.0
         self.made: dict[str, float | None] = {"v1": -1e6}
         self.labels = {AWSCURRENT: "v1"}
@@ -121,7 +121,7 @@ class World:
     def connect(self) -> Generator[float, None, str | None]:
         """Make one decorated call; return the version it logged in with, None if it raises the driver's error."""
         current = yield from self.know(self.core.read(DB, self.now), None)
-        call, step = self.recovery.begin(current, self.now)
+        call, step = self.recovery.begin("prod/db", current, self.now)
         return (yield from self.carry_on(call, step))
 
     def carry_on(self, call: Call, step: Step) -> Generator[float, None, str | None]:
@@ -763,7 +763,7 @@ def test_renew_leaves_nothing_behind_that_hinders_a_call(after: float) -> None:
     w.set("v2")
     current = w.core.peek(DB)
     assert current is not None
-    call = Call(current)
+    call = Call("prod/db", current)
     w.recovery.rejected(call, current, "rejected", w.now)
     renewing = w.carry_on(call, w.recovery.step(call, current, w.now))
     while w.log[-1] != "login v2":
@@ -778,7 +778,7 @@ def test_an_answer_counts_even_if_the_cache_did_not_keep_it() -> None:
     """It was invalidated, or had to make room, before the call came to look."""
     w = world()
     w.rotate_to("v2")
-    call, _ = w.recovery.begin(secret("v1"), 0)
+    call, _ = w.recovery.begin("prod/db", secret("v1"), 0)
     w.recovery.rejected(call, secret("v1"), "rejected", 0)
     new = secret("v2")
     w.recovery.answered(call, Ask(AWSCURRENT, 0), new, 0, WALL)
@@ -797,7 +797,7 @@ def test_a_pending_version_refused_by_a_later_call_is_no_longer_where_calls_star
 
 def test_success_with_nothing_known_of_the_secret_is_nothing_to_remember() -> None:
     w = world()
-    call, step = w.recovery.begin(secret("v1"), 0)
+    call, step = w.recovery.begin("prod/db", secret("v1"), 0)
     assert step == Try(call.first)
     assert not w.recovery.accepted(call, call.first, secret("v2"))
     assert not w.recovery._cases
@@ -819,7 +819,7 @@ def test_success_while_the_cache_is_empty_starts_afresh() -> None:
 def test_the_rejected_versions_remembered_per_secret_are_few() -> None:
     w = world()
     for number in range(100):
-        call, _ = w.recovery.begin(secret(f"v{number}"), 0)
+        call, _ = w.recovery.begin("prod/db", secret(f"v{number}"), 0)
         w.recovery.rejected(call, call.first, "rejected", 0)
     (case,) = w.recovery._cases.values()
     assert list(case.inquiries) == [f"v{number}" for number in range(100 - MAX_INQUIRIES, 100)]
@@ -828,16 +828,16 @@ def test_the_rejected_versions_remembered_per_secret_are_few() -> None:
 def test_the_secrets_remembered_are_as_many_as_values_at_most() -> None:
     w = World(max_size=3)
     for number in range(100):
-        call, _ = w.recovery.begin(Secret("x", name=f"s{number}", version_id="v"), 0)
+        call, _ = w.recovery.begin("prod/db", Secret("x", name=f"s{number}", version_id="v"), 0)
         w.recovery.rejected(call, call.first, "rejected", 0)
     assert list(w.recovery._cases) == ["s97", "s98", "s99"]
 
 
 def test_one_secret_by_name_and_by_arn_is_one_case() -> None:
     w = world()
-    w.recovery.rejected(Call(secret("v1")), secret("v1"), "rejected", 0)
+    w.recovery.rejected(Call("prod/db", secret("v1")), secret("v1"), "rejected", 0)
     renamed = Secret("x", name=ARN, arn=ARN, version_id="v1")
-    _, step = w.recovery.begin(renamed, 0)
+    _, step = w.recovery.begin("prod/db", renamed, 0)
     assert isinstance(step, Ask)
 
 

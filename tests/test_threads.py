@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 GET = "GetSecretValue"
 
 
-def fetch_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "smcache-fetch"]
+def our_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name in ("smcache-fetch", "smcache-events")]
 
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left_behind() -> Iterator[None]:
     yield
-    for thread in fetch_threads():
+    for thread in our_threads():
         thread.join(30)
-    assert not fetch_threads()
+    assert not our_threads()
 
 
 class FakeSource:
@@ -117,7 +117,7 @@ def test_few_refreshes_run_in_the_background_and_none_is_forgotten(clock: Clock)
         for wave in (MAX_BACKGROUND, MAX_BACKGROUND, 10 - 2 * MAX_BACKGROUND):
             for name in names:
                 cache.get(name)
-            threads = fetch_threads()
+            threads = our_threads()
             assert len(threads) == wave
             for _ in threads:
                 assert going.acquire(timeout=30)
@@ -139,7 +139,7 @@ def test_on_lambda_a_refresh_runs_before_the_handler_returns(
     aws.put("prod/db", "v2")
     clock.advance(90)
     assert cache.get("prod/db").string == "v2"
-    assert not fetch_threads()
+    assert not our_threads()
 
 
 def test_where_no_thread_can_be_started_the_reader_fetches_by_itself(
@@ -196,7 +196,7 @@ def test_a_fetch_sees_its_readers_context_and_a_refresh_in_the_background_does_n
         cache.get("prod/db")
         clock.advance(260)
         cache.get("prod/db")
-        for thread in fetch_threads():
+        for thread in our_threads():
             thread.join(30)
     assert seen == ["first", "none"]
 
@@ -245,6 +245,6 @@ def test_a_listener_may_use_the_cache(aws: SecretsManager, make_cache: MakeCache
     cache.get("prod/db")
     aws.put("prod/db", "v2")
     cache.refresh("prod/db")
-    for thread in fetch_threads():
+    for thread in our_threads():
         thread.join(30)
     assert seen == ["v2"]

@@ -17,6 +17,7 @@ from smcache.sources.boto import (
     check_client,
     client_settings,
     hidden_retries,
+    in_region,
     keep_out_of_logs,
     secret_from,
     translate,
@@ -34,7 +35,9 @@ __all__ = ["AioBotoSource", "ThreadedBotoSource", "async_source"]
 Value = TypeVar("Value")
 
 
-def async_source(client: Any, fetch_timeout: float) -> AioBotoSource | ThreadedBotoSource:
+def async_source(
+    client: Any = None, *, fetch_timeout: float, region: str | None = None, primary: str | None = None
+) -> AioBotoSource | ThreadedBotoSource:
     """Return the source for a client of the user, or without one, for what is installed.
 
     Raises:
@@ -46,8 +49,8 @@ def async_source(client: Any, fetch_timeout: float) -> AioBotoSource | ThreadedB
         check_client(client)
         is_aio = any(kind.__module__.startswith("aiobotocore") for kind in type(client).__mro__)
     if is_aio:
-        return AioBotoSource(client, fetch_timeout=fetch_timeout)
-    return ThreadedBotoSource(BotoSource(client, fetch_timeout=fetch_timeout))
+        return AioBotoSource(client, fetch_timeout=fetch_timeout, region=region, primary=primary)
+    return ThreadedBotoSource(BotoSource(client, fetch_timeout=fetch_timeout, region=region, primary=primary))
 
 
 class AioBotoSource:
@@ -58,13 +61,19 @@ class AioBotoSource:
     Args:
         client: An aiobotocore client of the loop the cache is used in; its own retries are respected and counted.
         fetch_timeout: How long a fetch may take in all, in seconds.
+        region: Of the client made here; by default as botocore finds it.
+        primary: The region of the ARNs that come in and go out, where this one has replicas.
     """
 
-    def __init__(self, client: Any = None, *, fetch_timeout: float = 10.0) -> None:
+    def __init__(
+        self, client: Any = None, *, fetch_timeout: float = 10.0, region: str | None = None, primary: str | None = None
+    ) -> None:
         keep_out_of_logs()
         self._client = client
         self._is_ours = client is None
         self._fetch_timeout = fetch_timeout
+        self._region = region
+        self._primary = primary
         self._making: asyncio.Lock | None = None
         self._life: AsyncGenerator[Any, None] | None = None
 
@@ -103,8 +112,8 @@ class AioBotoSource:
     ) -> Answer[Any]:
         response: Any = None
         try:
-            response = await getattr(await self._ready_client(), method)(**parameters)
-            return Answer(parse(response, secret_id), 1 + hidden_retries(response))
+            response = await getattr(await self._ready_client(), method)(**in_region(parameters, self._region))
+            return Answer(parse(in_region(response, self._primary), secret_id), 1 + hidden_retries(response))
         except SecretCacheError as error:
             failure = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - whatever a client raises is translated and kept as the cause
@@ -128,7 +137,8 @@ class AioBotoSource:
         """
         make_config, get_session = await in_thread(_import_aiobotocore)  # half a second, not the loop's
         config = make_config(**client_settings(self._fetch_timeout))
-        async with get_session().create_client("secretsmanager", config=config) as client:
+        session = get_session()
+        async with session.create_client("secretsmanager", region_name=self._region, config=config) as client:
             yield client
 
 

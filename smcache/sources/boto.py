@@ -68,6 +68,7 @@ ERRORS_BY_CODE: dict[str, type[SecretCacheError]] = {
     "MissingAuthenticationTokenException": NotConfigured,
     "RequestExpired": NotConfigured,
 }
+HOLD_ARNS = {"SecretId", "SecretIdList", "ARN", "SecretValues", "Errors"}  # of requests and answers
 TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
 LONGEST_MESSAGE = 300  # a proxy's error page is not worth more
@@ -82,18 +83,24 @@ class BotoSource:
     Args:
         client: Any boto3 or botocore client with ``get_secret_value``; its own retries are respected and counted.
         fetch_timeout: How long a fetch may take in all, in seconds.
+        region: Of the client made here; by default as botocore finds it.
+        primary: The region of the ARNs that come in and go out, where this one has replicas.
 
     Raises:
         InvalidArgument: The client has no ``get_secret_value``.
     """
 
-    def __init__(self, client: Any = None, *, fetch_timeout: float = 10.0) -> None:
+    def __init__(
+        self, client: Any = None, *, fetch_timeout: float = 10.0, region: str | None = None, primary: str | None = None
+    ) -> None:
         if client is not None:
             check_client(client)
             keep_out_of_logs()
         self._client = client
         self._is_ours = client is None
         self._fetch_timeout = fetch_timeout
+        self._region = region
+        self._primary = primary
         self._making = threading.Lock()
 
     def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
@@ -130,8 +137,8 @@ class BotoSource:
     ) -> Answer[Any]:
         response: Any = None
         try:
-            response = getattr(self._ready_client(), method)(**parameters)
-            return Answer(parse(response, secret_id), 1 + hidden_retries(response))
+            response = getattr(self._ready_client(), method)(**in_region(parameters, self._region))
+            return Answer(parse(in_region(response, self._primary), secret_id), 1 + hidden_retries(response))
         except SecretCacheError as error:
             failure = error.with_traceback(None)
         except Exception as error:  # noqa: BLE001 - whatever a client raises is translated and kept as the cause
@@ -147,7 +154,9 @@ class BotoSource:
 
                 keep_out_of_logs()
                 config = Config(**client_settings(self._fetch_timeout))
-                self._client = botocore.session.get_session().create_client("secretsmanager", config=config)
+                self._client = botocore.session.get_session().create_client(
+                    "secretsmanager", region_name=self._region, config=config
+                )
             return self._client
 
 
@@ -177,6 +186,24 @@ def wanted(secret_id: str, stage: str | None, version_id: str | None) -> dict[st
     """Return the parameters of GetSecretValue."""
     parameters = {"SecretId": secret_id, "VersionStage": stage, "VersionId": version_id}
     return {name: value for name, value in parameters.items() if value is not None}
+
+
+def in_region(message: Any, region: str | None) -> Any:
+    """Return a request or an answer with the ARNs of its secrets in a region; None leaves them as they are.
+
+    A replica has the ARN of its primary but for the region:
+    https://docs.aws.amazon.com/secretsmanager/latest/userguide/replicate-secrets.html
+    """
+    if region is None:
+        return message
+    if isinstance(message, list):
+        return [in_region(part, region) for part in message]
+    if isinstance(message, dict):
+        return {name: in_region(part, region) if name in HOLD_ARNS else part for name, part in message.items()}
+    if isinstance(message, str) and message.startswith("arn:"):
+        parts = message.split(":", 4)
+        return ":".join([*parts[:3], region, *parts[4:]])
+    return message
 
 
 def secret_from(response: Mapping[str, Any], secret_id: str) -> Secret:
