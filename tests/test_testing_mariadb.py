@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -36,7 +37,9 @@ def server() -> Iterator[MariaDB]:
 
 
 def login(server: MariaDB, user: str, password: str) -> pymysql.Connection[pymysql.cursors.Cursor]:
-    return pymysql.connect(host=server.host, port=server.port, user=user, password=password, database=server.dbname)
+    return pymysql.connect(
+        host=server.host, port=server.port, user=user, password=password, database=server.dbname, ssl_disabled=True
+    )
 
 
 def test_the_right_password_logs_in_and_a_wrong_one_is_rejected(server: MariaDB) -> None:
@@ -89,8 +92,7 @@ def test_it_is_gone_when_the_block_ends_also_by_an_error_and_stopping_twice_is_n
     server.admin().close()  # the first one still runs
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
+def test_no_server_outlives_a_killed_process() -> None:
     script = (
         "import signal\n"
         "from smcache.testing.mariadb_server import mariadb\n"
@@ -98,20 +100,28 @@ def test_no_server_outlives_a_killed_process(number: signal.Signals) -> None:
         "    print(server.port, server._process.directory, flush=True)\n"
         "    signal.pause()\n"
     )
-    with subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as parent:
-        assert parent.stdout is not None
-        port, directory = parent.stdout.readline().split()
-        assert accepts(int(port))
-        os.killpg(parent.pid, number)
-        assert parent.wait(30) != 0
-    until(lambda: not Path(directory).exists())
-    assert not accepts(int(port))
+    with contextlib.ExitStack() as stack:
+        parents = []
+        for _ in range(2):
+            parent = stack.enter_context(
+                subprocess.Popen(  # noqa: S603 - our own command
+                    [sys.executable, "-c", script],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            stack.callback(parent.kill)  # leaving waits for its end
+            parents.append(parent)
+        for parent, number in zip(parents, (signal.SIGTERM, signal.SIGKILL), strict=True):
+            assert parent.stdout is not None
+            port, directory = parent.stdout.readline().split()
+            assert accepts(int(port))
+            os.killpg(parent.pid, number)
+            assert parent.wait(30) != 0
+            until(lambda directory=directory: not Path(directory).exists())  # type: ignore[misc] # it infers no lambda
+            assert not accepts(int(port))
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:

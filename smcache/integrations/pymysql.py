@@ -1,10 +1,23 @@
-"""Connections of PyMySQL with a secret's credentials, alone or in a pool of DBUtils."""
+"""PyMySQL: connections that log in with a secret, alone or in a pool of DBUtils.
+
+    connect = Connector(cache, "prod/db", read_timeout=30)
+    pool = PooledDB(creator=connect)
+
+Connections that are open stay logged in when a password changes; MySQL and MariaDB do not ask again. PyMySQL's
+``ping(reconnect=True)`` opens a new one with the password of the old; DBUtils does without it.
+
+PyMySQL 1.2 reads the system's certificates anew for each connection, tens of milliseconds of CPU that add up when many
+connect at once. It does not with ``ssl=``, an SSLContext made once, which also makes TLS mandatory, or with
+``ssl_disabled=True``.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import pymysql
+
+from smcache.integrations import _mysql
 
 if TYPE_CHECKING:
     from smcache.cache import SecretCache
@@ -16,24 +29,22 @@ __all__ = ["Connector"]
 class Connector:
     """Open connections to MySQL or MariaDB: call it, or give it to DBUtils.
 
-    `connect = Connector(cache, "prod/db", connect_timeout=5)`, then `connect()` or `PooledDB(creator=connect)`.
-
-    Each connection takes `username`, `password`, `host`, and if they are there `port` and `dbname` from the secret
-    (the keys of https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html).
-    A rejected credential is replaced as `retry_on_auth_error` does it, so that the pool's caller sees no error, and
+    User and password always come from the secret; host, port and database do where the options leave them out. A
+    rejected credential is replaced as `retry_on_auth_error` does it, so that the pool's caller sees no error, and
     none that was rejected is tried by the next connection: an account that locks after two failed logins survives
-    a rotation. Connections that are open stay logged in; MySQL and MariaDB do not ask again.
+    a rotation.
 
     Args:
-        cache: Where the secret comes from.
-        secret_id: Its name or ARN.
-        options: Of `pymysql.connect`; they go before what the secret says. Its `connect_timeout` ends when the
-            server accepts: set `read_timeout` too, for one that then says nothing.
+        cache: A SecretCache.
+        secret_id: The secret's name or ARN.
+        options: Of `pymysql.connect`. Its `connect_timeout` ends when the server accepts: set `read_timeout` too,
+            for one that then says nothing.
 
     Raises:
-        InvalidArgument: The id is none that AWS could accept.
+        InvalidArgument: The id is none that AWS could accept, or the cache is an AsyncSecretCache.
 
-    A call raises what `pymysql.connect` and `cache.get` raise, and NoSuchKey for what the secret lacks.
+    A call raises what `pymysql.connect` and `cache.get` raise, and NoSuchKey for a secret without username or
+    password, or without host where the options name none.
     """
 
     dbapi = pymysql  # where DBUtils looks for the exceptions that mean a lost connection
@@ -49,12 +60,4 @@ class Connector:
 
 
 def _connect(secret: Secret, options: dict[str, Any]) -> pymysql.Connection[Any]:
-    login: dict[str, Any] = {"user": secret["username"], "password": secret["password"]}
-    if "host" not in options and "unix_socket" not in options:
-        login["host"] = secret["host"]
-    fields = secret.json()
-    if "port" in fields:
-        login["port"] = int(fields["port"])  # in some secrets it is a string
-    if "dbname" in fields and not options.keys() & {"database", "db"}:
-        login["database"] = fields["dbname"]
-    return pymysql.connect(**{**login, **options})
+    return pymysql.connect(**{**options, **_mysql.arguments(secret, options)})

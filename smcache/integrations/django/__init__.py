@@ -1,14 +1,15 @@
-"""Django on PostgreSQL: ``settings.py`` names a secret and nothing else.
+"""Django on PostgreSQL, MySQL and MariaDB: ``settings.py`` names a secret and nothing else.
 
     DATABASES = {
         "default": {
-            "ENGINE": "smcache.integrations.django.postgresql",
+            "ENGINE": "smcache.integrations.django.postgresql",  # or ...django.mysql
             "OPTIONS": {"secret_id": "prod/db"},
         },
     }
 
 Username and password always come from the secret; ``HOST``, ``PORT`` and ``NAME`` do where the settings leave them
-out. Everything else is Django's own backend, ``CONN_MAX_AGE`` and ``OPTIONS["pool"]`` included.
+out. Everything else is Django's own backend, ``CONN_MAX_AGE`` and ``OPTIONS["pool"]`` included. That for MySQL needs
+mysqlclient, or PyMySQL in its place: ``pymysql.install_as_MySQLdb()`` stands at the top of ``settings.py``.
 
 All databases share one ``SecretCache``, made when the first connects; ``use_cache`` gives them another. To retire
 connections after a rotation as well, set ``CONN_MAX_AGE``: Django closes a thread's connection in that thread only.

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.postgresql import base
 
 from smcache import _url
 from smcache.integrations.django import cache
+from smcache.integrations.django._backend import SecretLogin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from smcache.secret import Secret
 
 __all__ = ["DatabaseWrapper"]
 
 
-class DatabaseWrapper(base.DatabaseWrapper):
+class DatabaseWrapper(SecretLogin, base.DatabaseWrapper):
     """A database of ``settings.DATABASES`` whose ``OPTIONS["secret_id"]`` names a secret.
 
     Raises:
         ImproperlyConfigured: It names none.
     """
 
-    def __init__(self, settings_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        self.secret_id: str = settings_dict["OPTIONS"].get("secret_id", "")
-        if not self.secret_id:
-            raise ImproperlyConfigured('settings.DATABASES: OPTIONS["secret_id"] must name a secret')
-        self.settings_dict: dict[str, Any]
-        super().__init__(settings_dict, *args, **kwargs)
+    options_with_name = frozenset({"service"})
 
     @property
     def pool(self) -> Any:
@@ -42,26 +39,12 @@ class DatabaseWrapper(base.DatabaseWrapper):
             options["pool"] = {**wanted, "connection_class": connection_class(cache(), self.secret_id)}
         return super().pool
 
-    def get_connection_params(self) -> dict[str, Any]:
-        """Return the settings as the driver takes them; the secret has the name of the database if they do not."""
-        settings: dict[str, Any] = self.settings_dict
-        try:
-            if settings["NAME"] == "" and not settings["OPTIONS"].get("service"):
-                self.settings_dict = {**settings, "NAME": cache().get(self.secret_id)["dbname"]}
-            params: dict[str, Any] = super().get_connection_params()
-        finally:
-            self.settings_dict = settings
-        del params["secret_id"]
-        return params
-
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Log in with the secret, and with its next version when the server rejects it."""
-        connect = super().get_new_connection
+        """Log in with the secret; a pool does so by itself."""
         if self.pool:
-            return connect(conn_params)
+            return base.DatabaseWrapper.get_new_connection(self, conn_params)
+        return super().get_new_connection(conn_params)
 
-        @cache().retry_on_auth_error(self.secret_id)
-        def log_in(secret: Secret) -> Any:
-            return connect({**conn_params, **_url.arguments(secret, _url.LIBPQ, conn_params)})
-
-        return log_in()
+    def login(self, secret: Secret, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what to lay over the parameters of psycopg."""
+        return _url.arguments(secret, _url.LIBPQ, params)
