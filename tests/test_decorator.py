@@ -427,6 +427,40 @@ class TestFactories:
         assert entered == ["in", "out"]
         assert database.cache.metrics.snapshot().auth_failures == 0
 
+    def test_a_login_that_a_factory_tries_after_its_first_yield_is_not_ours(self, database: Database) -> None:
+        entered: list[Secret] = []
+
+        @contextlib.contextmanager
+        @database.cache.retry_on_auth_error(NAME)
+        def session(secret: Secret) -> Iterator[None]:
+            entered.append(secret)
+            yield
+            login(secret)
+
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"), session():
+            database.rotate()
+        assert len(entered) == 1
+        assert database.cache.metrics.snapshot().auth_failures == 0
+
+    def test_a_factory_that_swallows_the_error_has_nothing_that_could_recover(self, database: Database) -> None:
+        """What it returns is passed on, and counts as a login that succeeded; `auth_result` can say that it is none."""
+        attempts: list[Secret] = []
+
+        def connect(secret: Secret) -> psycopg.Connection[Any] | None:
+            attempts.append(secret)
+            with contextlib.suppress(psycopg.OperationalError):
+                return login(secret)
+            return None
+
+        database.cache.get(NAME)
+        database.rotate()
+        assert database.cache.retry_on_auth_error(NAME)(connect)() is None
+        assert len(attempts) == database.requests() == 1
+        assert database.cache.metrics.snapshot().auth_failures == 0
+        looked_at = database.cache.retry_on_auth_error(NAME, auth_result=lambda result: result is None)(connect)()
+        assert looked_at is not None
+        looked_at.close()
+
     def test_generators_pass_on_what_is_sent_thrown_and_returned(
         self, aws: SecretsManager, make_cache: MakeCache
     ) -> None:

@@ -23,9 +23,9 @@ from django.db.utils import ConnectionHandler
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import smcache.integrations.django
-from smcache import AsyncSecretCache, InvalidArgument, NoSuchKey, SecretCache, SecretNotFound
+from smcache import AsyncSecretCache, InvalidArgument, NoSuchKey, SecretCache, SecretNotFound, is_auth_error
 from smcache.integrations.asyncpg import connector
-from smcache.integrations.psycopg_pool import connection_class
+from smcache.integrations.psycopg_pool import connection_class, last_failure
 from smcache.integrations.sqlalchemy import use_secret
 from smcache.testing import rotate
 
@@ -498,6 +498,52 @@ class TestSQLAlchemy:
                 assert cache.metrics.snapshot().api_calls == 1
         engine.dispose()
 
+    def test_an_async_engine_that_has_connected_already_uses_the_secret_from_now_on(
+        self, database: Database, async_cache: AsyncSecretCache, loop_thread: LoopThread, canary: str
+    ) -> None:
+        pg = database.pg
+        url = sqlalchemy.URL.create("postgresql+asyncpg", database.role, canary, pg.host, pg.port, pg.dbname)
+        engine = create_async_engine(url, pool_size=1)
+
+        async def check() -> None:
+            async with engine.connect():
+                pass
+            use_secret(engine, async_cache, NAME)
+            async with engine.connect():
+                assert async_cache.metrics.snapshot().api_calls == 0, "the connection that is open stays"
+                async with engine.connect():
+                    assert async_cache.metrics.snapshot().api_calls == 1
+            await engine.dispose()
+
+        loop_thread.run(check())
+
+    def test_an_engine_takes_one_secret(
+        self, database: Database, cache: SecretCache, async_cache: AsyncSecretCache
+    ) -> None:
+        """Of two, the first would answer and the second be ignored."""
+        engine = sqlalchemy.create_engine("postgresql+psycopg://")
+        use_secret(engine, cache, NAME)
+        for again in (engine, engine.execution_options(isolation_level="AUTOCOMMIT")):
+            with pytest.raises(InvalidArgument, match="this engine uses the secret 'prod/db' already"):
+                use_secret(again, cache, "prod/other")
+        with engine.connect() as connection:
+            assert connection.execute(sqlalchemy.text("select current_user")).scalar() == database.role
+        engine.dispose()
+        async_engine = create_async_engine("postgresql+asyncpg://")
+        use_secret(async_engine, async_cache, NAME)
+        with pytest.raises(InvalidArgument, match="already"):
+            use_secret(async_engine, async_cache, NAME)
+
+    def test_an_engine_that_was_refused_a_secret_may_get_another(
+        self, cache: SecretCache, async_cache: AsyncSecretCache
+    ) -> None:
+        engine = sqlalchemy.create_engine("postgresql+psycopg://")
+        with pytest.raises(InvalidArgument):
+            use_secret(engine, async_cache, NAME)
+        with pytest.raises(InvalidArgument):
+            use_secret(engine, cache, "")
+        use_secret(engine, cache, NAME)
+
     def test_the_engines_own_arguments_never_hold_a_secret(self, cache: SecretCache) -> None:
         engine = sqlalchemy.create_engine("postgresql+psycopg://")
         seen: list[dict[str, Any]] = []
@@ -553,6 +599,59 @@ class TestPsycopgPool:
         with connection_class(cache, NAME, Named).connect() as connection:
             assert isinstance(connection, Named)
             assert connection.name == "mine"
+
+    def test_a_time_out_can_say_why(self, database: Database, cache: SecretCache) -> None:
+        database.set_password("by hand")
+        failed = threading.Event()
+
+        class Connection(connection_class(cache, NAME)):  # type: ignore[misc]  # made when it runs
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                try:
+                    return super().connect(*args, **kwargs)
+                finally:
+                    failed.set()
+
+        with psycopg_pool.ConnectionPool(connection_class=Connection, min_size=1) as pool:
+            assert failed.wait(30)
+            with pytest.raises(psycopg_pool.PoolTimeout) as caught:
+                pool.wait(timeout=0.01)
+            assert not is_auth_error(caught.value)
+            reason = last_failure(pool)
+            assert isinstance(reason, psycopg.OperationalError)
+            assert reason.__traceback__ is None
+            caught.value.__cause__ = reason
+            assert is_auth_error(caught.value)
+
+    def test_a_login_that_succeeds_has_no_failure(self, database: Database, cache: SecretCache, canary: str) -> None:
+        made = connection_class(cache, NAME)
+        with psycopg_pool.NullConnectionPool(connection_class=made, open=True) as pool:
+            assert last_failure(pool) is None
+            database.set_password("by hand")
+            with pytest.raises(psycopg.OperationalError) as caught:
+                pool.getconn()
+            assert str(last_failure(pool)) == str(caught.value)
+            assert last_failure(pool) is not caught.value, "whose traceback holds the password"
+            database.set_password(canary)
+            with pool.connection():
+                assert last_failure(pool) is None
+
+    def test_what_the_cache_says_is_a_reason_too(
+        self, database: Database, async_cache: AsyncSecretCache, loop_thread: LoopThread
+    ) -> None:
+        database.put(username=database.role)
+
+        async def check() -> None:
+            made = connection_class(async_cache, NAME)
+            async with psycopg_pool.AsyncNullConnectionPool(connection_class=made) as pool:
+                with pytest.raises(NoSuchKey):
+                    await pool.getconn()
+                assert "no key 'password'" in str(last_failure(pool))
+
+        loop_thread.run(check())
+
+    def test_a_pool_that_is_none_of_ours_has_no_last_failure(self) -> None:
+        assert last_failure(psycopg_pool.ConnectionPool(open=False)) is None
 
     def test_a_base_of_the_wrong_kind_is_refused(self, cache: SecretCache, async_cache: AsyncSecretCache) -> None:
         wrong: Any = psycopg.AsyncConnection

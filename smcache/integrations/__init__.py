@@ -4,9 +4,11 @@
     SQLAlchemy's Engine and AsyncEngine                 smcache.integrations.sqlalchemy
     psycopg_pool's ConnectionPool, AsyncConnectionPool  smcache.integrations.psycopg_pool
     asyncpg.create_pool                                 smcache.integrations.asyncpg
-    Django's DATABASES, on PostgreSQL                   smcache.integrations.django
+    Django's DATABASES, on PostgreSQL and MySQL         smcache.integrations.django
     PyMySQL, and DBUtils over it                        smcache.integrations.pymysql
+    aiomysql's pool                                     smcache.integrations.aiomysql
     redis-py's ConnectionPool, sync and asyncio         smcache.integrations.redis
+    pymongo's MongoClient and AsyncMongoClient          smcache.integrations.pymongo
     API keys and tokens in httpx                        smcache.integrations.httpx
     API keys and tokens in requests                     smcache.integrations.requests
 

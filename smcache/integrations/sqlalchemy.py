@@ -11,6 +11,7 @@ AsyncEngine's ``await engine.dispose()`` goes into a coroutine function, which `
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 __all__ = ["use_secret"]
 
 _A_PORT = 54321  # a mark, as are the names of the fields below
+_secret_ids: WeakKeyDictionary[Dialect, str] = WeakKeyDictionary()  # of engines, which have a dialect each
 
 
 def use_secret(engine: Engine | AsyncEngine, cache: SecretCache | AsyncSecretCache, secret_id: str) -> None:
     """Have the engine open its connections with what a secret holds, and with the next version when it is rejected.
 
     Username and password always come from the secret; host, port and database do where the engine's URL and
-    ``connect_args`` leave them out. Connections that are open already stay as they are.
+    ``connect_args`` leave them out. An engine may have connected before: what is open stays as it is, and each new
+    connection takes the secret.
 
     It listens to ``do_connect``
     (https://docs.sqlalchemy.org/en/20/core/engines.html#generating-dynamic-authentication-tokens), which an engine
@@ -50,8 +53,8 @@ def use_secret(engine: Engine | AsyncEngine, cache: SecretCache | AsyncSecretCac
         secret_id: The secret's name or ARN.
 
     Raises:
-        InvalidArgument: The cache is of the wrong kind, or the driver takes no password by name (pyodbc, which has it
-            within a connection string).
+        InvalidArgument: The cache is of the wrong kind, the engine uses a secret already, or the driver takes no
+            password by name (pyodbc, which has it within a connection string).
 
     Connecting raises what the driver raises, as SQLAlchemy wraps it, what ``cache.get`` raises, and NoSuchKey for
     a secret without username or password.
@@ -62,6 +65,10 @@ def use_secret(engine: Engine | AsyncEngine, cache: SecretCache | AsyncSecretCac
     if dialect.is_async is not isinstance(cache, AsyncSecretCache):
         wanted = "AsyncSecretCache" if dialect.is_async else "SecretCache"
         raise InvalidArgument(f"this engine needs a {wanted}, not a {type(cache).__name__}")
+    if dialect in _secret_ids:
+        raise InvalidArgument(
+            f"this engine uses the secret {_secret_ids[dialect]!r} already", hint="make an engine for each secret"
+        )
     names = _names(sync_engine.url.drivername, dialect)
 
     if isinstance(cache, AsyncSecretCache):
@@ -87,6 +94,7 @@ def use_secret(engine: Engine | AsyncEngine, cache: SecretCache | AsyncSecretCac
             return connect(dialect, cargs, cparams)
 
     event.listen(sync_engine, "do_connect", do_connect)
+    _secret_ids[dialect] = secret_id
 
 
 def _names(drivername: str, dialect: Dialect) -> dict[str, str]:
