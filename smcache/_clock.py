@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 default_jitter: Callable[[], float] = random.SystemRandom().random
 
 
+LEAST_FREEZE = 0.5  # seconds; less lies between the readings of two clocks
+
+
 def default_clock() -> Callable[[], float]:
     """Return a clock that goes on while the process is stopped, and is indifferent to the time of day being set.
 
@@ -39,15 +42,19 @@ def default_clock() -> Callable[[], float]:
 def thawing_clock(monotonic: Callable[[], float], time_of_day: Callable[[], float]) -> Callable[[], float]:
     """Return a clock for Lambda, which freezes the whole machine between invocations: no clock in it goes on.
 
-    Afterwards only the time of day is put right. So what it gains on ``monotonic`` counts as time that has passed, and
-    what it loses does not count.
+    Afterwards only the time of day is put right. So where it leaps ahead of ``monotonic``, that counts as time that has
+    passed; where it is set back, nothing has.
     """
-    gained = time_of_day() - monotonic()
+    ahead = time_of_day() - monotonic()
+    frozen = 0.0
 
     def clock() -> float:
-        nonlocal gained
+        nonlocal ahead, frozen
         now = monotonic()
-        gained = max(gained, time_of_day() - now)
-        return now + gained
+        leap = time_of_day() - now - ahead
+        ahead += leap
+        if leap > LEAST_FREEZE:
+            frozen += leap
+        return now + frozen
 
     return clock

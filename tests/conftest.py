@@ -17,7 +17,7 @@ from smcache import AsyncSecretCache, CacheConfig, SecretCache
 from smcache.testing import postgres, secrets_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Iterator
+    from collections.abc import Callable, Coroutine, Generator, Iterator, Sequence
 
     from typing_extensions import Self
 
@@ -133,6 +133,7 @@ class BlockingCache:
         self.loop = loop
         self.metrics = cache.metrics
         self.on_rotation = cache.on_rotation
+        self.subscribe = cache.subscribe
         for name in (
             "get",
             "get_string",
@@ -179,7 +180,9 @@ class MakeClient(Protocol):
 
 
 class MakeCache(Protocol):
-    def __call__(self, *, client: Any = None, source: Any = None, **config: Any) -> SecretCache: ...
+    def __call__(
+        self, *, client: Any = None, source: Any = None, regions: Sequence[str] = (), **config: Any
+    ) -> SecretCache: ...
 
 
 @pytest.fixture
@@ -210,15 +213,26 @@ def make_client(aws: SecretsManager, kind: str, loop_thread: LoopThread) -> Make
 
 
 @pytest.fixture
-def make_cache(make_client: MakeClient, clock: Clock, kind: str, loop_thread: LoopThread) -> Iterator[MakeCache]:
+def make_cache(  # noqa: PLR0917 - fixtures
+    aws: SecretsManager,
+    make_client: MakeClient,
+    clock: Clock,
+    kind: str,
+    loop_thread: LoopThread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MakeCache]:
     """Make caches over HTTP that live by the test's clock, without jitter unless a test wants it."""
     with ExitStack() as stack:
 
-        def make(*, client: Any = None, source: Any = None, **config: Any) -> Any:
-            if client is None and source is None:
+        def make(*, client: Any = None, source: Any = None, regions: Sequence[str] = (), **config: Any) -> Any:
+            if regions:
+                for name, value in aws.environ.items():
+                    monkeypatch.setenv(name, value)
+            elif client is None and source is None:
                 client = make_client()
             options: dict[str, Any] = {
                 "source": source,
+                "regions": regions,
                 "config": CacheConfig(**{"jitter": 0.0, **config}),
                 "clock": clock,
                 "jitter": lambda: 0.5,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +23,21 @@ from smcache import (
     RequestRejected,
     SecretDeleted,
     SecretNotFound,
-    Throttled,
     Unavailable,
     WrongKind,
+)
+from smcache import (
+    Throttled as ThrottledError,
+)
+from smcache.events import (
+    AuthFailed,
+    AuthRecovered,
+    Denied,
+    Fetched,
+    Recovered,
+    Rotated,
+    ServedStale,
+    Throttled,
 )
 from smcache.testing import answer, deny, drop, malformed, server_error, throttle
 
@@ -31,12 +46,12 @@ if TYPE_CHECKING:
 
     from conftest import Clock, MakeCache, MakeClient, Together, WaitUntilIdle
 
-    from smcache import (
-        Secret,
-    )
+    from smcache import Secret
+    from smcache.events import Event
     from smcache.testing import Fault, Hold, SecretsManager
 
 GET = "GetSecretValue"
+REQUEST = contextvars.ContextVar("REQUEST", default="none")
 UNKNOWN_VERSION = "00000000-0000-0000-0000-000000000000"
 
 
@@ -283,6 +298,240 @@ class TestRefreshing:
         with pytest.raises(SecretDeleted):
             cache.refresh("prod/db")
 
+    @pytest.mark.parametrize("fault", [deny("DecryptionFailure"), deny("ResourceNotFoundException")])
+    def test_a_new_version_that_cannot_be_read_leaves_the_old_one_in_service(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, fault: Fault
+    ) -> None:
+        """Where DescribeSecret has shown that AWSCURRENT has moved; a denial of the same version ends it."""
+        aws.create("prod/db", "v1")
+        cache = make_cache(check_version_first=True, ttl=100, refresh_after=1)
+        old = cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        with aws.inject(fault, times=None):
+            clock.advance(100)
+            assert cache.get("prod/db") is old
+            clock.advance(1000)
+            assert cache.get("prod/db") is old
+        clock.advance(1000)
+        assert cache.get("prod/db").string in ("v1", "v2")  # the refresh has begun
+        aws.inject(deny(), times=None, operation="DescribeSecret")
+        cache.refresh("prod/db", version_id=cache.get("prod/db").version_id)
+        clock.advance(100)
+        with pytest.raises(AccessDenied):
+            cache.get("prod/db")
+
+
+class TestTelling:
+    """What listeners hear and what the log says: once per change, after the fact, and in nobody's way."""
+
+    def test_a_life_of_a_secret(
+        self,
+        aws: SecretsManager,
+        make_cache: MakeCache,
+        clock: Clock,
+        wait_until_idle: WaitUntilIdle,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level("INFO", "smcache")
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100, refresh_after=1, negative_ttl=0)
+        heard: list[Event] = []
+        cancel = cache.subscribe(heard.append)
+
+        def happened() -> list[Event]:
+            wait_until_idle(cache)
+            told = heard[:]
+            heard.clear()
+            return told
+
+        old = cache.get("prod/db")
+        assert happened() == [Fetched("prod/db", "AWSCURRENT", old.version_id, 0, "")]
+        clock.advance(100)
+        with aws.inject(throttle(), times=None):
+            for _ in range(5):
+                assert cache.get("prod/db") is old
+            told = happened()
+        assert {type(event) for event in told} == {Throttled, Fetched, ServedStale}
+        assert [event for event in told if isinstance(event, ServedStale)] == [
+            ServedStale("prod/db", "AWSCURRENT", old.version_id)
+        ]
+        new_version = aws.put("prod/db", "v2")
+        new = cache.refresh("prod/db")
+        assert happened() == [
+            Fetched("prod/db", "AWSCURRENT", new_version, 0, ""),
+            Recovered("prod/db", "AWSCURRENT", new_version),
+            Rotated("prod/db", old, new),
+        ]
+        with aws.inject(deny(), times=None):
+            for _ in range(2):
+                clock.advance(100)
+                for _ in range(2):
+                    with pytest.raises(AccessDenied):
+                        cache.get("prod/db")
+        denied = [event for event in happened() if not isinstance(event, Fetched)]
+        assert denied == [Denied("prod/db", "AWSCURRENT", "AccessDeniedException")]
+        cache.get("prod/db")
+        assert Recovered("prod/db", "AWSCURRENT", new_version) in happened()
+        cancel()
+        cache.refresh("prod/db")
+        assert happened() == []
+        assert [(record.levelname, record.getMessage().split(":")[0]) for record in caplog.records] == [
+            ("WARNING", "prod/db is stale"),
+            ("INFO", "prod/db has recovered"),
+            ("INFO", f"prod/db rotated from version {old.version_id} to {new_version}"),
+            ("ERROR", "prod/db was denied by AWS (AWSCURRENT)"),
+            ("INFO", "prod/db has recovered"),
+        ]
+
+    def test_rejected_logins_are_told_with_their_versions(
+        self, aws: SecretsManager, make_cache: MakeCache, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        heard: list[Event] = []
+
+        @cache.retry_on_auth_error("prod/db", is_auth_error=lambda error: isinstance(error, PermissionError))
+        def connect(secret: Secret) -> str:
+            if secret.string == "v1":
+                raise PermissionError
+            return secret.version_id
+
+        old = cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        wait_until_idle(cache)
+        cache.subscribe(heard.append)
+        new_version = connect()
+        wait_until_idle(cache)
+        logins = [event for event in heard if isinstance(event, (AuthFailed, AuthRecovered))]
+        assert logins == [AuthFailed("prod/db", old.version_id), AuthRecovered("prod/db", new_version)]
+
+    def test_a_listener_that_hangs_or_raises_keeps_neither_readers_nor_fetches_waiting(
+        self, aws: SecretsManager, make_cache: MakeCache, wait_until_idle: WaitUntilIdle, kind: str
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        goes_on = threading.Event()
+        heard: list[Event] = []
+
+        def hang(event: Event) -> None:
+            goes_on.wait(30)
+
+        async def hang_in_loop(event: Event) -> None:
+            await asyncio.to_thread(hang, event)
+
+        def fail(event: Event) -> None:
+            raise RuntimeError("a listener's own trouble")
+
+        cache.subscribe(hang if kind == "threads" else hang_in_loop)
+        cache.subscribe(fail)
+        cache.subscribe(heard.append)
+        for number in range(2, 5):
+            aws.put("prod/db", f"v{number}")
+            assert cache.refresh("prod/db").string == f"v{number}"
+        assert heard == []
+        goes_on.set()
+        wait_until_idle(cache)
+        assert len([event for event in heard if isinstance(event, Rotated)]) == 2
+
+    def test_listeners_run_in_the_context_of_whoever_caused_the_event(
+        self, aws: SecretsManager, make_cache: MakeCache, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        seen: list[str] = []
+        cache.subscribe(lambda event: seen.append(REQUEST.get()))
+        token = REQUEST.set("request 7")
+        cache.get("prod/db")
+        REQUEST.reset(token)
+        wait_until_idle(cache)
+        assert seen == ["request 7"]
+
+
+class TestReplicas:
+    """One moto server answers for all regions; which one was asked shows in the signature."""
+
+    REGIONS = ("us-east-1", "eu-west-1")
+
+    @pytest.fixture
+    def arn(self, aws: SecretsManager) -> str:
+        """A secret with version 1 in both regions, as replication leaves it."""
+        version_1 = "1" * 32
+        made = aws.client().create_secret(Name="prod/db", SecretString="v1", ClientRequestToken=version_1)
+        self.replica(aws).create_secret(Name="prod/db", SecretString="v1", ClientRequestToken=version_1)
+        return str(made["ARN"])
+
+    def replica(self, aws: SecretsManager) -> Any:
+        return aws.client(region_name="eu-west-1")
+
+    def test_a_replica_answers_while_the_primary_is_unavailable_and_no_longer(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, arn: str
+    ) -> None:
+        cache = make_cache(regions=self.REGIONS, ttl=100, refresh_after=1)
+        with aws.inject(server_error(503), times=None, region="us-east-1"):
+            first = cache.get("prod/db")
+            assert first.string == "v1"
+            assert first.arn.startswith("arn:aws:secretsmanager:us-east-1:")
+            assert cache.refresh("prod/db") is first
+        snapshot = cache.metrics.snapshot()
+        assert snapshot.answers_by_region == {"eu-west-1": 2}
+        assert snapshot.errors_by_code == {"ServiceUnavailable": 1}  # the second time it was left alone
+        clock.advance(100)
+        assert cache.get("prod/db") is first
+        assert cache.metrics.snapshot().answers_by_region == {"eu-west-1": 2, "us-east-1": 1}
+
+    def test_only_the_primary_may_say_no(self, aws: SecretsManager, make_cache: MakeCache, arn: str) -> None:
+        cache = make_cache(regions=self.REGIONS)
+        with aws.inject(deny(), times=None, region="us-east-1"), pytest.raises(AccessDenied):
+            cache.get("prod/db")
+        assert aws.requests[GET] == 1
+        aws.create("primary/only", "x")
+        with (
+            aws.inject(server_error(503), times=None, region="us-east-1"),
+            pytest.raises(Unavailable) as caught,
+        ):
+            cache.get("primary/only")
+        assert caught.value.code == "ServiceUnavailable"
+
+    def test_a_replica_that_lags_behind_never_replaces_a_newer_version(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, arn: str
+    ) -> None:
+        cache = make_cache(regions=self.REGIONS, ttl=100, refresh_after=1)
+        aws.client().put_secret_value(SecretId="prod/db", SecretString="v2", ClientRequestToken="2" * 32)
+        new = cache.get("prod/db")
+        with aws.inject(server_error(503), times=None, region="us-east-1"):
+            clock.advance(100)
+            assert cache.get("prod/db") is new
+            assert cache.metrics.snapshot().stale_served == 1
+            with pytest.raises(Unavailable, match="older version"):
+                cache.refresh("prod/db")
+            self.replica(aws).put_secret_value(SecretId="prod/db", SecretString="v2", ClientRequestToken="2" * 32)
+            assert cache.refresh("prod/db") is new
+
+    def test_a_newer_version_may_come_from_a_replica(
+        self, aws: SecretsManager, make_cache: MakeCache, arn: str
+    ) -> None:
+        cache = make_cache(regions=self.REGIONS)
+        cache.get("prod/db")
+        newer = {"Name": "prod/db", "ARN": arn, "VersionId": "2" * 32, "SecretString": "v2", "CreatedDate": 4e9}
+        with (
+            aws.inject(server_error(503), times=None, region="us-east-1"),
+            aws.inject(answer(newer), times=None, region="eu-west-1"),
+        ):
+            assert cache.refresh("prod/db").string == "v2"
+        assert cache.metrics.snapshot().rotations_seen == 1
+
+    def test_a_batch_may_come_from_a_replica(self, aws: SecretsManager, make_cache: MakeCache, arn: str) -> None:
+        cache = make_cache(regions=self.REGIONS)
+        with aws.inject(server_error(503), times=None, operation=None, region="us-east-1"):
+            assert cache.prefetch(["prod/db"]) == {}
+            assert cache.get("prod/db").string == "v1"
+        assert cache.metrics.snapshot().answers_by_region == {"eu-west-1": 1}
+
+    @pytest.mark.parametrize("regions", ["us-east-1", ("a", "a"), ("us-east-1", ""), (" eu-west-1",), (1,)])
+    def test_regions_are_distinct_names(self, make_cache: MakeCache, regions: Any) -> None:
+        with pytest.raises(InvalidArgument, match="regions="):
+            make_cache(regions=regions)
+
 
 class TestSingleFlight:
     def test_200_readers_of_a_cold_secret_make_one_request_and_all_return(
@@ -366,7 +615,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("fault", "expected"),
         [
-            (throttle(), Throttled),
+            (throttle(), ThrottledError),
             (server_error(), Unavailable),
             (server_error(503), Unavailable),
             (drop(), Unavailable),
@@ -385,7 +634,7 @@ class TestErrors:
         assert cache.get("prod/db").string == "v1"
         snapshot = cache.metrics.snapshot()
         assert (snapshot.api_calls, snapshot.retries, snapshot.api_errors) == (3, 2, 2)
-        assert snapshot.throttles == (2 if expected is Throttled else 0)
+        assert snapshot.throttles == (2 if expected is ThrottledError else 0)
         assert snapshot.backoff_seconds > 0
 
     @pytest.mark.parametrize("fault", [throttle(), server_error(), drop(), malformed()])

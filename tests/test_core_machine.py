@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -14,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from smcache import CacheConfig, Secret
 from smcache._core import MAX_BACKGROUND, Core, Join, Key, Lead, Refresh, Refuse, Serve
 from smcache.errors import AccessDenied, Unavailable
-from smcache.events import Rotated
+from smcache.events import Recovered, Rotated, ServedStale
 from smcache.metrics import Metrics
 
 if TYPE_CHECKING:
-    from smcache._core import Flight, Step
+    from smcache._core import Entry, Flight, Step
 
 ARN = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:db-AbCdEf"
 TTL, MAX_STALE, FETCH_TIMEOUT = 10.0, 30.0, 3.0
@@ -67,13 +68,16 @@ class CoreMachine(RuleBasedStateMachine):
         self.denied: set[Key] = set()  # since the last landing
         self.served = dict.fromkeys(SECRETS.values(), 0)
         self.objects: dict[str, Secret] = {}  # what was served last, unless the cache may have let go of it
+        self.from_replica: set[str] = set()  # an answer that left later counts, though a replica's may be older
+        self.doubted: set[Key] = set()  # since the process was restored from a snapshot
+        self.told_stale: dict[tuple[str, str], Entry] = {}
 
     @initialize(loaded=st.sets(keys))
     def load(self, loaded: set[Key]) -> None:
         for key in sorted(loaded):
             self.read(key)
         for _ in range(len(self.trips)):
-            self.land(0)
+            self.land(0, 0)
 
     # --- events -----------------------------------------------------------------------------------------------
 
@@ -95,7 +99,12 @@ class CoreMachine(RuleBasedStateMachine):
             entry.count()
             self.serves(key, entry.secret)
         else:
-            self.take(key, self.core.read(key, self.now), None)
+            entry = self.core._table.get(key)
+            step = self.core.read(key, self.now)
+            if key in self.doubted and isinstance(step, (Serve, Refresh)):
+                assert entry is not None
+                assert entry.failures, "asked for after a restore, unless AWS is unavailable"
+            self.take(key, step, None)
 
     @rule()
     def read_all(self) -> None:
@@ -107,25 +116,42 @@ class CoreMachine(RuleBasedStateMachine):
         since = self.core.departed
         self.take(key, self.core.ask(key, self.now, since), since)
 
-    @rule(at=st.integers(0, 9))
-    def land(self, at: int) -> None:
+    @rule(asked=st.sets(st.sampled_from([Key("db"), Key(ARN), Key("s0"), Key("s1")])))
+    def prefetch(self, asked: set[Key]) -> None:
+        lead, join = self.core.batch(sorted(asked), self.now)
+        for flight in lead:
+            self.departs(flight)
+        assert {flight.key for flight in lead + join} <= asked
+
+    @rule(at=st.integers(0, 9), lag=st.sampled_from([0, 0, 1, 2]))
+    def land(self, at: int, lag: int) -> None:
+        """With a lag, it is a replica that answers."""
         if not self.trips:
             return
         flight, version = self.trips.pop(at % len(self.trips))
         name = SECRETS[flight.key]
+        version = max(1, version - lag)
+        flight.from_replica = lag > 0
+        held = [self.core.peek(key) for key, other in SECRETS.items() if other == name]
+        if not any(held):
+            self.served[name] = 0  # nothing is known that an older version could replace
         counts = self.core._flights.get(flight.key) is flight
         arn = ARN if name.startswith("db") else ""
+        made = datetime.fromtimestamp(version, timezone.utc)
         before = self.core.metrics.rotations_seen
-        self.core.landed(flight, Secret("x", name=name, arn=arn, version_id=str(version)), self.now)
+        self.core.landed(flight, Secret("x", name=name, arn=arn, version_id=str(version), created_at=made), self.now)
         self.ended(flight)
         rotated = [event for event in self.core.events if isinstance(event, Rotated)]
-        self.core.events.clear()
         assert self.core.metrics.rotations_seen - before == len(rotated)
-        if counts:
+        if flight.from_replica:
+            self.from_replica.add(name)
+        if flight.secret is None:
+            assert any(secret and int(secret.version_id) > version for secret in held), "a replica that lags behind"
+        elif counts:
             self.landed_at[name] = self.now
             self.denied -= {key for key in SECRETS if SECRETS[key] == name}
             assert flight.secret is not None
-            assert int(flight.secret.version_id) >= version
+            assert int(flight.secret.version_id) >= version or name in self.from_replica
         else:
             assert rotated == []
 
@@ -140,6 +166,12 @@ class CoreMachine(RuleBasedStateMachine):
             self.objects.pop(SECRETS[flight.key], None)
         self.core.failed(flight, AccessDenied("no") if denied else Unavailable("down"), self.now)
         self.ended(flight)
+
+    @rule()
+    def restore(self) -> None:
+        """The process goes on from a snapshot, nobody knows how much later."""
+        self.core.doubt(self.now)
+        self.doubted = {entry.key for entry in self.core.hot.values()}
 
     @rule(at=st.integers(0, 9))
     def give_up(self, at: int) -> None:
@@ -184,10 +216,7 @@ class CoreMachine(RuleBasedStateMachine):
             case Refuse(error):
                 assert isinstance(error, (AccessDenied, Unavailable))
             case Lead(flight) | Refresh(flight, _):
-                other = self.alive.get(key)
-                assert other is None or self.now >= other.overdue_at, "one flight per key"
-                self.alive[key] = flight
-                self.trips.append(Trip(flight, self.aws[name]))
+                self.departs(flight)
                 if isinstance(step, Refresh):
                     self.serves(key, step.secret)
                 else:
@@ -195,6 +224,12 @@ class CoreMachine(RuleBasedStateMachine):
             case Join(flight):
                 assert flight.key == key
                 self.waiters.append(Waiter(flight, until or self.now + FETCH_TIMEOUT, since))
+
+    def departs(self, flight: Flight[object]) -> None:
+        other = self.alive.get(flight.key)
+        assert other is None or self.now >= other.overdue_at, "one flight per key"
+        self.alive[flight.key] = flight
+        self.trips.append(Trip(flight, self.aws[SECRETS[flight.key]]))
 
     def serves(self, key: Key, secret: Secret) -> None:
         """Check a value that the cache gave out by itself."""
@@ -210,6 +245,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.served[name] = version
 
     def ended(self, flight: Flight[object]) -> None:
+        self.doubted.discard(flight.key)
         if self.alive.get(flight.key) is flight:
             del self.alive[flight.key]
 
@@ -225,6 +261,19 @@ class CoreMachine(RuleBasedStateMachine):
         assert sorted(map(id, listed)) == sorted(map(id, table.values()))
         assert all(entry in core._entries_by_arn[entry.arn] for entry in table.values())
         assert all(core._entries_by_arn.values())
+
+    @invariant()
+    def changes_are_told_once(self) -> None:
+        for event in self.core.events:
+            match event:
+                case ServedStale(secret_id, stage):
+                    entry = self.core._table.get(Key(secret_id, stage))
+                    assert entry is None or self.told_stale.get((secret_id, stage)) is not entry
+                    if entry is not None:
+                        self.told_stale[secret_id, stage] = entry
+                case Recovered(secret_id, stage):
+                    self.told_stale.pop((secret_id, stage), None)
+        self.core.events.clear()
 
     @invariant()
     def few_refreshes_run_in_the_background(self) -> None:
@@ -264,7 +313,7 @@ def test_the_core_keeps_the_rules_whatever_happens(machine: type[CoreMachine]) -
     case.settings = settings(
         derandomize=True,
         deadline=None,
-        max_examples=250,
+        max_examples=150,
         stateful_step_count=80,
         suppress_health_check=list(HealthCheck),
     )

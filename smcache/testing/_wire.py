@@ -61,6 +61,14 @@ class Request:
     user_agent: str
     body: bytes
 
+    @property
+    def region(self) -> str:
+        """The region it was signed for; empty if it was not."""
+        signature = dict(self.headers).get("Authorization", "")
+        # After the key and the date: https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html
+        found = re.search(r"Credential=[^/]*/[^/]*/([^/]*)/", signature)
+        return found[1] if found else ""
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -127,14 +127,18 @@ class Injection:
         times: how many requests it hits in all; None for no limit.
         operation: the operation it hits; None for all.
         secret_id: the SecretId it hits; None for all.
+        region: the region whose requests it hits; None for all.
         used: how many requests it has hit.
     """
 
-    def __init__(self, fault: Fault, times: int | None, operation: str | None, secret_id: str | None) -> None:
+    def __init__(
+        self, fault: Fault, times: int | None, operation: str | None, secret_id: str | None, region: str | None
+    ) -> None:
         self.fault = fault
         self.times = times
         self.operation = operation
         self.secret_id = secret_id
+        self.region = region
         self.used = 0
         self._removed = threading.Event()
 
@@ -142,13 +146,14 @@ class Injection:
         """Hit no further request, and end the wait of those that it delays."""
         self._removed.set()
 
-    def hits(self, operation: str, secret_ids: frozenset[str]) -> bool:
+    def hits(self, operation: str, secret_ids: frozenset[str], region: str) -> bool:
         """Whether it applies to a request."""
         return (
             not self._removed.is_set()
             and (self.times is None or self.used < self.times)
             and self.operation in (None, operation)
             and (self.secret_id is None or self.secret_id in secret_ids)
+            and self.region in (None, region)
         )
 
     def wait(self, seconds: float | None = None) -> None:

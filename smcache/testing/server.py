@@ -154,6 +154,7 @@ class SecretsManager:
         times: int | None = 1,
         operation: str | None = "GetSecretValue",
         secret_id: str | None = None,
+        region: str | None = None,
     ) -> Injection:
         """Let a fault hit the next requests. Of several that apply, the one injected first is used up first.
 
@@ -163,8 +164,9 @@ class SecretsManager:
             operation: the operation it hits; None for all.
             secret_id: the SecretId, as in the request, that it hits; of BatchGetSecretValue, any in the
                 list. None for all.
+            region: the region whose requests it hits: the server answers for all of them. None for all.
         """
-        injection = Injection(fault, times, operation, secret_id)
+        injection = Injection(fault, times, operation, secret_id, region)
         with self._lock:
             self._injections.append(injection)
         return injection
@@ -257,7 +259,7 @@ class SecretsManager:
             secret_ids = frozenset()
         with self._lock:
             for injection in self._injections:
-                if injection.hits(request.operation, secret_ids):
+                if injection.hits(request.operation, secret_ids, request.region):
                     injection.used += 1
                     return injection
         return None
