@@ -46,6 +46,8 @@ MAX_BACKOFF = 60.0
 FIRST_RETRY = 0.1  # before the second request of one fetch; doubles
 MAX_RETRY = 5.0
 
+NEVER = -math.inf  # one object for all entries
+
 Waiter = TypeVar("Waiter")
 
 
@@ -92,7 +94,7 @@ class Entry:
     __slots__ = (
         "__weakref__",
         "confirmed_at",
-        "count",
+        "counter",
         "deadline",
         "denied",
         "failures",
@@ -103,21 +105,19 @@ class Entry:
         "retry_at",
         "rotated_at",
         "secret",
-        "stale_until",
     )
 
     def __init__(self, key: Key, secret: Secret) -> None:
         self.key = key
         self.secret = secret
         self.hits = Tally()
-        self.count: Callable[[], int] = self.hits.bump
-        self.deadline = -math.inf
-        self.confirmed_at = -math.inf
+        self.counter = self.hits.counter
+        self.deadline = NEVER
+        self.confirmed_at = NEVER
         self.rotated_at: float | None = None
         self.flight_number = 0  # of the flight that brought the value or last confirmed it
-        self.fresh_until = -math.inf
-        self.stale_until = -math.inf
-        self.retry_at = -math.inf  # the next refresh is not started before
+        self.fresh_until = NEVER
+        self.retry_at = NEVER  # the next refresh is not started before
         self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
         self.failures = 0  # refreshes failed in a row because AWS was unavailable
 
@@ -225,7 +225,7 @@ class Core(Generic[Waiter]):
         self._table: LRUCache[Key, Entry] = LRUCache(config.max_size)
         self._refusals: LRUCache[Key, tuple[SecretCacheError, float]] = LRUCache(config.max_size)
         self._flights: dict[Key, Flight[Waiter]] = {}
-        self._entries_by_arn: dict[str, list[Entry]] = {}
+        self._entries_by_arn: dict[str, tuple[Entry, ...]] = {}
         self._in_background = 0
         self.departed = 0  # the number of the last flight
         #: What has happened since the driver last told its listeners, the oldest first.
@@ -240,7 +240,7 @@ class Core(Generic[Waiter]):
         entry = self._table.get(key)
         if (
             entry is None
-            or now >= entry.stale_until
+            or now >= self._stale_until(entry)
             or (now >= entry.fresh_until and not _in_trouble(entry, flight, now))
         ):
             return self._read_from_aws(key, flight, now)
@@ -264,7 +264,7 @@ class Core(Generic[Waiter]):
         fresh = now < entry.fresh_until
         if not fresh:
             self._now_stale(entry)
-        boundary = entry.fresh_until if fresh else entry.stale_until
+        boundary = entry.fresh_until if fresh else self._stale_until(entry)
         if flight is not None:
             entry.deadline = min(boundary, flight.overdue_at)
         elif now < entry.retry_at:
@@ -312,7 +312,7 @@ class Core(Generic[Waiter]):
             return Refuse(error)
         if now < entry.fresh_until:
             return Serve(entry.secret)
-        if now >= entry.stale_until or not _leaves_value_alone(error, flight):
+        if now >= self._stale_until(entry) or not _leaves_value_alone(error, flight):
             return Refuse(error)
         self._now_stale(entry)
         self.metrics.stale_after_waiting += 1
@@ -403,14 +403,13 @@ class Core(Generic[Waiter]):
         self._unlink(entry)  # a secret deleted and made again has another ARN
         entry.secret = secret
         self._link(entry)
-        entry.count = entry.hits.bump
+        entry.counter = entry.hits.counter
         entry.confirmed_at = now
         entry.flight_number = flight_number
         entry.denied = False
         entry.failures = 0
-        entry.retry_at = -math.inf
+        entry.retry_at = NEVER
         entry.fresh_until = fresh_until
-        entry.stale_until = fresh_until + config.max_stale
         entry.deadline = refresh_at
 
     def failed(self, flight: Flight[Waiter], error: SecretCacheError, now: float) -> None:
@@ -426,14 +425,14 @@ class Core(Generic[Waiter]):
             self._refuse(key, error, now)
         elif entry.flight_number > flight.number:
             return  # a newer answer is in place
-        elif now < entry.stale_until and _leaves_value_alone(error, flight):
+        elif now < self._stale_until(entry) and _leaves_value_alone(error, flight):
             entry.failures += 1
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
         elif now < entry.fresh_until:
             self._tell_denied(key, error, entry.denied)
             entry.denied = True
-            entry.deadline = entry.stale_until = entry.retry_at = entry.fresh_until
+            entry.deadline = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
             self._refuse(key, error, now, told=entry.denied)
@@ -496,7 +495,7 @@ class Core(Generic[Waiter]):
             if not math.isinf(entry.fresh_until):
                 entry.deadline = entry.fresh_until = min(entry.fresh_until, now)
                 entry.failures = 0
-                entry.retry_at = -math.inf
+                entry.retry_at = NEVER
         self._refusals.clear()
 
     def leave_flights(self) -> list[Flight[Waiter]]:
@@ -520,15 +519,19 @@ class Core(Generic[Waiter]):
     # --- the table and the flights ------------------------------------------------------------------------
 
     def _served(self, entry: Entry) -> Serve:
-        entry.count()
+        next(entry.counter)
         return Serve(entry.secret)
 
+    def _stale_until(self, entry: Entry) -> float:
+        """Return until when the entry may be served at all."""
+        return entry.fresh_until if entry.denied else entry.fresh_until + self.config.max_stale
+
     def _is_stale(self, entry: Entry) -> bool:
-        return entry.count is self.metrics.stale_served.bump
+        return entry.counter is self.metrics.stale_served.counter
 
     def _now_stale(self, entry: Entry) -> None:
         if not self._is_stale(entry):
-            entry.count = self.metrics.stale_served.bump
+            entry.counter = self.metrics.stale_served.counter
             self.events.append(ServedStale(entry.key.secret_id, entry.key.stage, entry.secret.version_id))
 
     def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:
@@ -576,12 +579,13 @@ class Core(Generic[Waiter]):
         self._unlink(entry)
 
     def _link(self, entry: Entry) -> None:
-        self._entries_by_arn.setdefault(entry.arn, []).append(entry)
+        self._entries_by_arn[entry.arn] = (*self._entries_by_arn.get(entry.arn, ()), entry)
 
     def _unlink(self, entry: Entry) -> None:
-        linked = self._entries_by_arn[entry.arn]
-        linked.remove(entry)
-        if not linked:
+        others = tuple(other for other in self._entries_by_arn[entry.arn] if other is not entry)
+        if others:
+            self._entries_by_arn[entry.arn] = others
+        else:
             del self._entries_by_arn[entry.arn]
 
 

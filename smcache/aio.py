@@ -132,17 +132,21 @@ class AsyncSecretCache:
             pass
         else:
             if self._clock() < entry.deadline:
-                entry.count()
+                next(entry.counter)
                 return entry.secret
         return await self._read(check_key(Key(secret_id, stage, version_id)))
 
     async def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``(await get(...)).string``."""
-        return (await self.get(secret_id, stage, version_id)).string
+        secret = await self.get(secret_id, stage, version_id)
+        value = secret._value  # the property, without the call
+        return value if value.__class__ is str else secret.string
 
     async def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
         """Return a secret's JSON object, parsed once and read-only: ``(await get(...)).json()``."""
-        return (await self.get(secret_id, stage, version_id)).json()
+        secret = await self.get(secret_id, stage, version_id)
+        fields = secret._fields  # json(), without the call
+        return secret.json() if fields is None else fields
 
     async def get_binary(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
         """Return a secret's value as bytes: ``(await get(...)).binary``."""

@@ -35,7 +35,7 @@ from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
 from smcache.sources import BatchSource, Source, VersionSource
-from smcache.sources.boto import BotoSource
+from smcache.sources.boto import BotoSource, import_botocore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -65,8 +65,8 @@ class SecretCache:
     given is the parent's; give none where processes are forked).
 
     Args:
-        client: A boto3 or botocore ``secretsmanager`` client. Without it, one is made on first use from the usual
-            settings (environment, profile, region, ``AWS_ENDPOINT_URL``).
+        client: A boto3 or botocore ``secretsmanager`` client. Without it, botocore is imported now (0.2 s), and a
+            client made on first use from the usual settings (environment, profile, region, ``AWS_ENDPOINT_URL``).
         source: Where values come from instead of a client; see ``smcache.sources.Source``.
         regions: The region of the secrets, and then those of their replicas in the order of preference: a replica
             is asked while the region before it is unavailable, and never makes a newer version give way to an
@@ -136,17 +136,21 @@ class SecretCache:
             pass
         else:
             if self._clock() < entry.deadline:
-                entry.count()
+                next(entry.counter)
                 return entry.secret
         return self._read(check_key(Key(secret_id, stage, version_id)))
 
     def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``get(...).string``."""
-        return self.get(secret_id, stage, version_id).string
+        secret = self.get(secret_id, stage, version_id)
+        value = secret._value  # the property, without the call
+        return value if value.__class__ is str else secret.string
 
     def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
         """Return a secret's JSON object, parsed once and read-only: ``get(...).json()``."""
-        return self.get(secret_id, stage, version_id).json()
+        secret = self.get(secret_id, stage, version_id)
+        fields = secret._fields  # json(), without the call
+        return secret.json() if fields is None else fields
 
     def get_binary(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> bytes:
         """Return a secret's value as bytes: ``get(...).binary``."""
@@ -652,6 +656,10 @@ def _checked_sources(
     if source is not None:
         refuse_source(source, config, Source, VersionSource)
         return [source]
+    if client is None:
+        # Now, and not at the first read: on Lambda this is the time that has a whole CPU, and a thread of a fetch
+        # takes longer for it.
+        import_botocore()
     if not regions:
         return [BotoSource(client, fetch_timeout=config.fetch_timeout)]
     share = config.fetch_timeout / len(regions)

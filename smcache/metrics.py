@@ -173,17 +173,17 @@ class MetricsSnapshot:
 
 
 class Tally:
-    """A count that threads raise without a lock: one C call, which the GIL makes atomic."""
+    """A count that threads raise without a lock by ``next(tally.counter)``: one C call, which the GIL makes atomic."""
 
-    __slots__ = ("_reads", "bump")
+    __slots__ = ("_reads", "counter")
 
     def __init__(self) -> None:
-        self.bump: Callable[[], int] = itertools.count().__next__
+        self.counter = itertools.count()
         self._reads = 0
 
     def value(self) -> int:
         """Return the count. Callers take turns: reading raises the count by one, which is taken off again."""
-        count = self.bump() - self._reads
+        count = next(self.counter) - self._reads
         self._reads += 1
         return count
 
@@ -264,7 +264,7 @@ class Metrics:
             hits=entry.hits.value(),
             age_seconds=now - entry.confirmed_at,
             rotated_seconds_ago=None if entry.rotated_at is None else now - entry.rotated_at,
-            is_stale=entry.count is self.stale_served.bump,
+            is_stale=entry.counter is self.stale_served.counter,
         )
 
     def snapshot(self, prices: CostModel | None = None) -> MetricsSnapshot:

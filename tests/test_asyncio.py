@@ -193,7 +193,7 @@ class TestCancelling:
         usual_settings.create(NAME, "v")
 
         async def main(client: Any) -> None:
-            cache = AsyncSecretCache(client, config=CacheConfig(fetch_timeout=0.2, negative_ttl=0))
+            cache = AsyncSecretCache(client, config=CacheConfig(fetch_timeout=1, negative_ttl=0))
             # Its client gives up on a request after half of that, one of the user's only after a minute.
             with usual_settings.inject(hang(), times=None):
                 results = await asyncio.gather(*(cache.get(NAME) for _ in range(20)), return_exceptions=True)

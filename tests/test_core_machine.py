@@ -96,7 +96,7 @@ class CoreMachine(RuleBasedStateMachine):
     def read(self, key: Key) -> None:
         entry = self.core.hot.get(key.secret_id if key == Key(key.secret_id) else key)
         if entry is not None and self.now < entry.deadline:
-            entry.count()
+            next(entry.counter)
             self.serves(key, entry.secret)
         else:
             entry = self.core._table.get(key)
@@ -283,7 +283,7 @@ class CoreMachine(RuleBasedStateMachine):
     @invariant()
     def the_hit_path_serves_no_longer_than_the_rules_allow(self) -> None:
         for entry in self.core.hot.values():
-            assert entry.deadline <= entry.stale_until
+            assert entry.deadline <= self.core._stale_until(entry)
             assert entry.failures or entry.deadline <= entry.fresh_until
             if entry.key in self.denied:
                 assert entry.deadline <= self.landed_at[SECRETS[entry.key]] + TTL

@@ -36,7 +36,7 @@ def test_a_tally_counts_and_reading_it_changes_nothing() -> None:
     tally = Tally()
     assert [tally.value(), tally.value()] == [0, 0]
     for expected in range(1, 5):
-        tally.bump()
+        next(tally.counter)
         assert [tally.value(), tally.value(), tally.value()] == [expected] * 3
 
 
@@ -46,7 +46,7 @@ def test_a_tally_is_exact_under_16_threads_even_while_it_is_read() -> None:
     def count() -> None:
         barrier.wait()
         for _ in range(rounds):
-            tally.bump()
+            next(tally.counter)
 
     threads = [threading.Thread(target=count) for _ in range(16)]
     for thread in threads:
@@ -99,9 +99,9 @@ def test_each_count_is_reported_under_its_own_name(name: str) -> None:
 def test_hits_and_stale_reads_are_reported() -> None:
     entry, other = entry_of(), entry_of("prod/api")
     counted = metrics(entry, other)
-    entry.count()
-    other.count()
-    counted.stale_served.bump()
+    next(entry.counter)
+    next(other.counter)
+    counted.stale_served.counter.__next__()
     first, second = counted.snapshot(), counted.snapshot()
     assert (first.hits, first.stale_served) == (second.hits, second.stale_served) == (2, 1)
 
@@ -159,9 +159,9 @@ def test_costs_follow_from_the_counts() -> None:
     counted.request("GetSecretValue", 20_000, 0, None)
     counted.coalesced = 10_000
     for _ in range(30_000):
-        entry.count()
+        next(entry.counter)
     for _ in range(10_000):
-        counted.stale_served.bump()
+        counted.stale_served.counter.__next__()
     snapshot = counted.snapshot()
     assert snapshot.api_cost_usd == pytest.approx(0.10)
     assert snapshot.api_cost_avoided_usd == pytest.approx(0.25)
@@ -191,7 +191,7 @@ def test_a_snapshot_stays_as_it_was_taken() -> None:
     snapshot = counted.snapshot()
     before = dataclasses.asdict(snapshot)
     counted.request("GetSecretValue", 1, 0.1, Unavailable("down"))
-    entry.count()
+    next(entry.counter)
     with pytest.raises(TypeError, match="read-only"):
         snapshot.errors_by_code["Unavailable"] = 0  # type: ignore[index]
     assert dataclasses.asdict(snapshot) == before
@@ -223,11 +223,11 @@ def test_a_snapshot_is_taken_under_the_drivers_lock() -> None:
 def test_hits_of_an_entry_that_has_left_the_table_go_on_being_counted_while_a_reader_holds_it() -> None:
     entry = entry_of()
     counted = metrics(entry)
-    entry.count()
+    next(entry.counter)
     counted.retire(entry)
     assert counted.snapshot().hits == 1  # found twice, counted once
     counted.entries = []
-    entry.count()
+    next(entry.counter)
     assert counted.snapshot().hits == 2
     del entry
     assert counted.snapshot().hits == 2
@@ -239,7 +239,7 @@ def test_the_difference_of_two_snapshots_is_what_was_counted_in_between() -> Non
     counted = metrics(entry)
     counted.request("GetSecretValue", 2, 0.1, Throttled("slow down", code="ThrottlingException"))
     before = counted.snapshot()
-    entry.count()
+    next(entry.counter)
     counted.request("GetSecretValue", 1, 0.1, None)
     counted.request("DescribeSecret", 1, 3, None)
     change = counted.snapshot() - before
@@ -257,7 +257,7 @@ def test_figures_by_secret_have_names_only_when_asked_for() -> None:
     entry = entry_of()
     entry.confirmed_at, entry.rotated_at = 90, 70
     counted = metrics(entry, entry_of("prod/api"))
-    entry.count()
+    next(entry.counter)
     first, second = counted.secrets()
     assert (first.secret_id, first.hits, first.age_seconds, first.rotated_seconds_ago) == (None, 1, 10, 30)
     assert (second.rotated_seconds_ago, second.is_stale) == (None, False)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, cast
 
 from smcache import __version__
+from smcache._core import AWSCURRENT
 from smcache.errors import (
     AccessDenied,
     DecryptionFailed,
@@ -71,6 +73,7 @@ ERRORS_BY_CODE: dict[str, type[SecretCacheError]] = {
 HOLD_ARNS = {"SecretId", "SecretIdList", "ARN", "SecretValues", "Errors"}  # of requests and answers
 TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
+ONLY_CURRENT = (AWSCURRENT,)  # the labels of nearly all versions in a cache: one object for them
 LONGEST_MESSAGE = 300  # a proxy's error page is not worth more
 
 
@@ -149,15 +152,19 @@ class BotoSource:
     def _ready_client(self) -> Any:
         with self._making:
             if self._client is None:
-                import botocore.session  # noqa: PLC0415 - costs ~300 ms, and only those who make a client need it
-                from botocore.config import Config  # noqa: PLC0415
-
+                make_config, get_session = import_botocore()
                 keep_out_of_logs()
-                config = Config(**client_settings(self._fetch_timeout))
-                self._client = botocore.session.get_session().create_client(
-                    "secretsmanager", region_name=self._region, config=config
-                )
+                config = make_config(**client_settings(self._fetch_timeout))
+                self._client = get_session().create_client("secretsmanager", region_name=self._region, config=config)
             return self._client
+
+
+def import_botocore() -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """Return botocore's ``Config`` and ``get_session``. The first time takes 0.2 s, and only those who need it pay."""
+    from botocore.config import Config  # noqa: PLC0415
+    from botocore.session import get_session  # noqa: PLC0415
+
+    return Config, get_session
 
 
 def check_client(client: object) -> None:
@@ -219,13 +226,17 @@ def secret_from(response: Mapping[str, Any], secret_id: str) -> Secret:
     if not isinstance(value, (str, bytes)) or not isinstance(version_id, str):
         missing = "VersionId" if isinstance(value, (str, bytes)) else "value"
         raise MalformedResponse(f"the answer of AWS has no {missing}", secret_id=secret_id)
+    name = response.get("Name") or secret_id
+    made = response.get("CreatedDate")
+    stages = tuple(response.get("VersionStages") or ())
     return Secret(
         value,
-        name=response.get("Name") or secret_id,
+        name=secret_id if name == secret_id else name,  # one string, not two
         arn=response.get("ARN") or "",
         version_id=version_id,
-        stages=response.get("VersionStages") or (),
-        created_at=response.get("CreatedDate"),
+        stages=ONLY_CURRENT if stages == ONLY_CURRENT else stages,
+        # botocore gives each time a time zone object of its own, of 460 bytes.
+        created_at=made.astimezone(timezone.utc) if isinstance(made, datetime) else None,
     )
 
 
