@@ -1,0 +1,60 @@
+"""What all exporters have in common: the counts and their meaning, and figures by secret."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from smcache.aio import AsyncSecretCache
+    from smcache.cache import SecretCache
+    from smcache.metrics import SecretFigures
+
+    Cache: TypeAlias = SecretCache | AsyncSecretCache
+
+
+class Count(NamedTuple):
+    """A count of ``MetricsSnapshot`` that has no parts: its name there, its unit by UCUM, its meaning."""
+
+    field: str
+    unit: str
+    meaning: str
+
+
+COUNTS = (
+    Count("hits", "{read}", "Reads answered from the cache by a fresh value."),
+    Count("misses", "{read}", "Reads that waited for a request of their own."),
+    Count("coalesced", "{read}", "Reads that waited for a request another read had sent."),
+    Count("stale_served", "{read}", "Reads answered by a value past its TTL, because AWS was unavailable."),
+    Count("throttles", "{request}", "Requests that AWS throttled."),
+    Count("retries", "{request}", "Requests that repeated a failed one."),
+    Count("backoff_seconds", "s", "Time spent waiting before retries."),
+    Count("rotations_seen", "{rotation}", "How often AWSCURRENT was found on another version than before."),
+    Count("auth_failures", "{attempt}", "Attempts to log in with a credential that was rejected."),
+    Count("auth_recoveries", "{call}", "Calls that succeeded after a rejected credential."),
+    Count("auth_unrecovered", "{call}", "Calls that ended in a rejected credential."),
+    Count("api_cost_usd", "{USD}", "What the requests to Secrets Manager cost, in US dollars."),
+    Count("api_cost_avoided_usd", "{USD}", "What the reads that sent no request would have cost, in US dollars."),
+)
+
+
+def by_version(cache: Cache) -> dict[tuple[str, str, str], SecretFigures]:
+    """Return what is known of each cached value by secret id, stage and version.
+
+    A version that is pinned as well as current is cached twice; its figures become one.
+    """
+    merged: dict[tuple[str, str, str], SecretFigures] = {}
+    for figures in cache.metrics.secrets(names=True):
+        key = (figures.secret_id or "", figures.stage, figures.version_id)
+        if (other := merged.get(key)) is not None:
+            rotated = (figures.rotated_seconds_ago, other.rotated_seconds_ago)
+            merged[key] = replace(
+                figures,
+                hits=figures.hits + other.hits,
+                age_seconds=min(figures.age_seconds, other.age_seconds),
+                rotated_seconds_ago=min((seconds for seconds in rotated if seconds is not None), default=None),
+                is_stale=figures.is_stale or other.is_stale,
+            )
+        else:
+            merged[key] = figures
+    return merged
