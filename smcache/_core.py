@@ -444,7 +444,8 @@ class Core(Generic[Waiter]):
         self._refusals[key] = (error, now + self.config.negative_ttl)
 
     def _tell_denied(self, key: Key, error: SecretCacheError, told: bool) -> None:  # noqa: FBT001 - a state
-        if isinstance(error, DeniedError) and not told:
+        no_rotation = key.stage == AWSPENDING and isinstance(error, SecretNotFound)  # as it should be
+        if isinstance(error, DeniedError) and not told and not no_rotation:
             self.events.append(Denied(key.secret_id, key.stage, error.code))
 
     def _fetched(self, flight: Flight[Waiter], now: float, version_id: str = "", code: str = "") -> None:

@@ -14,7 +14,7 @@ any number of calls that fail with it cause one set of requests, and wait by one
 The facts behind it: between setSecret and finishSecret of a single-user rotation the server accepts only the
 version labelled AWSPENDING, while AWSCURRENT is still the old password. AWS takes AWSPENDING off when the
 rotation function has returned, after AWSCURRENT has moved: asking for AWSCURRENT first and for AWSPENDING second
-misses a rotation only if both happen between the two questions.
+misses a rotation only if both happen between the two questions. Where those took long, AWSCURRENT is asked for again.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 #: The oldest AWSPENDING that can belong to a rotation under way: a rotation function is a Lambda function,
 #: which runs for at most 15 minutes. An older one was left behind by a rotation that failed.
 PENDING_RECENT = 900.0
+QUICK = 0.1  # seconds for both questions, in which a rotation cannot finish and AWS take AWSPENDING off as well
 FIRST_POLL = 0.5  # before AWSCURRENT is looked at again; doubles
 MAX_POLL = 8.0
 MAX_INQUIRIES = 8  # rejected versions remembered per secret
@@ -89,6 +90,7 @@ class Inquiry:
         "cooldown",
         "due",
         "expires",
+        "in_doubt",
         "opened",
         "over_at",
         "pending",
@@ -116,6 +118,7 @@ class Inquiry:
         self.answer: Secret | None = None  # what AWS last said AWSCURRENT is
         self.pending: Secret | None = None
         self.pending_state: Literal["unasked", "offered", "absent", "refused", "unreadable"] = "unasked"
+        self.in_doubt = False  # a rotation may have finished between the two questions
         self.polls = 0
         self.due = math.inf  # of the next poll
         self.window_ends = now
@@ -199,6 +202,8 @@ class Recovery:
             return Ask(AWSCURRENT, inquiry.since)
         if inquiry.pending_state == "unasked":
             return Ask(AWSPENDING, inquiry.since)
+        if inquiry.in_doubt:
+            return Ask(AWSCURRENT, inquiry.poll_since)
         if inquiry.pending_state == "absent" or inquiry.account_only or now >= inquiry.window_ends:
             self._conclude(inquiry, now, doubling=True)
             return self._give_up(call)
@@ -318,7 +323,10 @@ class Recovery:
         inquiry.open(now, lasts, self._core.departed, self._refused)
 
     def _polled(self, inquiry: Inquiry, ask: Ask, now: float) -> None:
-        if ask.since == inquiry.poll_since and now >= inquiry.due:
+        if ask.since != inquiry.poll_since:
+            return
+        inquiry.in_doubt = False
+        if now >= inquiry.due:
             inquiry.polls += 1
             inquiry.poll_since = self._core.departed
             inquiry.due = now + self._poll_pause(inquiry)
@@ -328,6 +336,9 @@ class Recovery:
     ) -> None:
         if state in ("refused", "unreadable") and inquiry.pending_state != state:
             self._open_window(inquiry, now)
+        if state == "absent":
+            inquiry.in_doubt = now - inquiry.opened > QUICK
+            inquiry.poll_since = self._core.departed
         inquiry.pending_state = state
 
     def _open_window(self, inquiry: Inquiry, now: float) -> None:

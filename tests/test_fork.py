@@ -73,7 +73,8 @@ def test_a_child_keeps_a_client_or_source_that_was_given(aws: SecretsManager) ->
         client = boto3.client("secretsmanager")
         caches = SecretCache(client), SecretCache(source=Mine())
         if os.fork() == 0:
-            print([cache.get("prod/db").string for cache in caches], caches[0]._sources[0]._client is client, flush=True)
+            same = caches[0]._sources[0]._client is client
+            print([cache.get("prod/db").string for cache in caches], same, flush=True)
             os._exit(0)
         assert os.wait()[1] == 0
         """,

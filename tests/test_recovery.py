@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smcache import CacheConfig, Secret
 from smcache._core import AWSCURRENT, AWSPENDING, Core, Join, Key, Lead, Refresh, Refuse, Serve
 from smcache._recovery import (
+    QUICK,
     FIRST_POLL,
     MAX_INQUIRIES,
     MAX_POLL,
@@ -605,6 +606,25 @@ def test_a_rotation_that_finishes_between_the_two_questions_is_noticed_after_the
     assert w.run(call) is None
     w.now += w.config.auth_cooldown
     assert w.call()[0] == "v2"
+
+
+def test_where_the_two_questions_took_long_awscurrent_is_asked_for_once_more() -> None:
+    w = world()
+    w.create("v2")
+    w.set("v2")
+    call = w.connect()
+    while w.log[-1] != "ask AWSCURRENT" or len(w.log) < 4:
+        next(call)
+    w.finish()
+    w.now += QUICK + 0.01
+    assert w.run(call) == "v2"
+    w.accepts = set()
+    slow = w.connect()
+    while w.log[-1] != "ask AWSCURRENT":
+        next(slow)
+    w.now += QUICK + 0.01
+    assert w.run(slow) is None
+    assert w.log[-3:] == ["ask AWSCURRENT", "ask AWSPENDING", "ask AWSCURRENT"]
 
 
 def test_a_new_rotation_is_noticed_after_one_that_was_given_up() -> None:
