@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from smcache.errors import DecryptionFailed, FetchTimeout, InvalidArgument, SecretNotFound, Unavailable
@@ -178,33 +177,28 @@ class Flight(Generic[Waiter]):
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+class Serve(NamedTuple):
     secret: Secret
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(NamedTuple):
     error: SecretCacheError
 
 
-@dataclass(frozen=True, slots=True)
-class Lead(Generic[Waiter]):
-    flight: Flight[Waiter]
+class Lead(NamedTuple):
+    flight: Flight[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Join(Generic[Waiter]):
-    flight: Flight[Waiter]
+class Join(NamedTuple):
+    flight: Flight[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Refresh(Generic[Waiter]):
-    flight: Flight[Waiter]
+class Refresh(NamedTuple):
+    flight: Flight[Any]
     secret: Secret
 
 
-Step: TypeAlias = Serve | Refuse | Lead[Waiter] | Join[Waiter] | Refresh[Waiter]
+Step: TypeAlias = Serve | Refuse | Lead | Join | Refresh
 
 
 class Core(Generic[Waiter]):
@@ -234,7 +228,7 @@ class Core(Generic[Waiter]):
 
     # --- what to do ---------------------------------------------------------------------------------------
 
-    def read(self, key: Key, now: float) -> Step[Waiter]:
+    def read(self, key: Key, now: float) -> Step:
         """Decide how one read is answered; count it."""
         flight = self._under_way(key, now)
         entry = self._table.get(key)
@@ -248,9 +242,7 @@ class Core(Generic[Waiter]):
             return self._served(entry)
         return self._read_ahead(key, entry, flight, now)
 
-    def _read_from_aws(
-        self, key: Key, flight: Flight[Waiter] | None, now: float
-    ) -> Refuse | Lead[Waiter] | Join[Waiter]:
+    def _read_from_aws(self, key: Key, flight: Flight[Waiter] | None, now: float) -> Refuse | Lead | Join:
         refusal = self._refusals.get(key)
         if refusal is not None and now < refusal[1]:
             return Refuse(refusal[0])
@@ -260,7 +252,7 @@ class Core(Generic[Waiter]):
         self.metrics.misses += 1
         return Lead(self._depart(key, now))
 
-    def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh[Waiter]:
+    def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh:
         fresh = now < entry.fresh_until
         if not fresh:
             self._now_stale(entry)
@@ -277,7 +269,7 @@ class Core(Generic[Waiter]):
             return Refresh(flight, self._served(entry).secret)
         return self._served(entry)
 
-    def ask(self, key: Key, now: float, since: int) -> Serve | Lead[Waiter] | Join[Waiter]:
+    def ask(self, key: Key, now: float, since: int) -> Serve | Lead | Join:
         """Decide how to learn what AWS says after flight number ``since``, whatever is cached or remembered."""
         entry = self._table.get(key)
         if entry is not None and entry.flight_number > since:
@@ -286,7 +278,7 @@ class Core(Generic[Waiter]):
         # One that left too early is waited for all the same: those who come meanwhile then share the next.
         return Lead(self._depart(key, now)) if flight is None else Join(flight)
 
-    def settle(self, flight: Flight[Waiter], now: float, until: float, since: int | None = None) -> Step[Waiter]:
+    def settle(self, flight: Flight[Waiter], now: float, until: float, since: int | None = None) -> Step:
         """Decide what a reader gets who waited for the flight, but not beyond ``until``.
 
         ``since`` is what it gave to ``ask``; None if it came by ``read``.

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from smcache._core import AWSCURRENT, AWSPENDING
 from smcache.errors import AccessDenied, DecryptionFailed, Unavailable
@@ -46,25 +46,20 @@ MAX_POLL = 8.0
 MAX_INQUIRIES = 8  # rejected versions remembered per secret
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(NamedTuple):
     secret: Secret
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     stage: str
     since: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    pass
+class GiveUp(NamedTuple): ...
 
 
 Step: TypeAlias = Try | Ask | Wait | GiveUp

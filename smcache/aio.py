@@ -32,6 +32,7 @@ from smcache.errors import (
     NoOtherVersion,
     SecretCacheError,
     SourceFailed,
+    Unavailable,
     WrongLoop,
 )
 from smcache.events import Rotated
@@ -139,7 +140,7 @@ class AsyncSecretCache:
     async def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``(await get(...)).string``."""
         secret = await self.get(secret_id, stage, version_id)
-        value = secret._value  # the property, without the call
+        value = secret._value  # noqa: SLF001 - the property, without the call
         return value if value.__class__ is str else secret.string
 
     async def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
@@ -399,7 +400,7 @@ class AsyncSecretCache:
         since = self._core.departed if since is None else since
         return await self._perform(self._core.ask(key, now, since), now + self._config.fetch_timeout, since)
 
-    async def _perform(self, step: Step[Done], until: float, since: int | None) -> Secret:
+    async def _perform(self, step: Step, until: float, since: int | None) -> Secret:
         """Perform what ``_core`` decides, until there is a value or an error."""
         while True:
             match step:
@@ -544,22 +545,33 @@ class AsyncSecretCache:
 
     async def _retrying(self, flight: Flight[Done], fetch: Callable[[], Awaitable[Value]]) -> Value:
         """Repeat a fetch while AWS is unavailable and the deadline allows, and end it there."""
-        from tenacity import AsyncRetrying  # noqa: PLC0415 - `import smcache` stays free of it
+        try:
+            left = max(0.0, flight.overdue_at - self._clock())
+            return await asyncio.wait_for(self._attempts(flight, fetch), left)
+        except asyncio.TimeoutError:
+            failure = self._core.timeout(flight)
+        raise failure
+
+    async def _attempts(self, flight: Flight[Done], fetch: Callable[[], Awaitable[Value]]) -> Value:
+        failed: list[Unavailable] = []
+        try:
+            return await fetch()
+        except Unavailable as error:
+            failed.append(error)
+
+        async def attempt() -> Value:
+            if failed:
+                raise failed.pop()
+            return await fetch()
+
+        from tenacity import AsyncRetrying  # noqa: PLC0415 - takes 5 ms; see SecretCache
 
         from smcache._retry import retry_policy  # noqa: PLC0415
 
         def note(error: SecretCacheError, pause: float) -> None:
             self._core.retrying(flight, error, pause)
 
-        async def attempt() -> Value:  # tenacity awaits only what is written as a coroutine function
-            return await fetch()
-
-        retrying = AsyncRetrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))
-        try:
-            return await asyncio.wait_for(retrying(attempt), max(0.0, flight.overdue_at - self._clock()))
-        except asyncio.TimeoutError:
-            failure = self._core.timeout(flight)
-        raise failure
+        return await AsyncRetrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))(attempt)
 
     async def _request(
         self,

@@ -30,6 +30,7 @@ from smcache.errors import (
     NoOtherVersion,
     SecretCacheError,
     SourceFailed,
+    Unavailable,
 )
 from smcache.events import Rotated
 from smcache.metrics import Metrics
@@ -143,7 +144,7 @@ class SecretCache:
     def get_string(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> str:
         """Return a secret's value as text: ``get(...).string``."""
         secret = self.get(secret_id, stage, version_id)
-        value = secret._value  # the property, without the call
+        value = secret._value  # noqa: SLF001 - the property, without the call
         return value if value.__class__ is str else secret.string
 
     def get_json(self, secret_id: str, stage: str = AWSCURRENT, version_id: str | None = None) -> SecretFields:
@@ -439,7 +440,7 @@ class SecretCache:
             step = self._core.ask(key, now, since)
         return self._perform(step, now + self._config.fetch_timeout, since)
 
-    def _perform(self, step: Step[threading.Event], until: float, since: int | None) -> Secret:
+    def _perform(self, step: Step, until: float, since: int | None) -> Secret:
         """Perform what ``_core`` decides, until there is a value or an error."""
         while True:
             match step:
@@ -555,7 +556,18 @@ class SecretCache:
 
     def _retrying(self, flight: Flight[threading.Event], fetch: Callable[[], Value]) -> Value:
         """Repeat a fetch while AWS is unavailable and the deadline allows."""
-        from tenacity import Retrying  # noqa: PLC0415 - `import smcache` stays free of it
+        failed: list[Unavailable] = []
+        try:
+            return fetch()
+        except Unavailable as error:
+            failed.append(error)
+
+        def attempt() -> Value:
+            if failed:
+                raise failed.pop()
+            return fetch()
+
+        from tenacity import Retrying  # noqa: PLC0415 - takes 5 ms, which a process whose first fetch succeeds is spared
 
         from smcache._retry import retry_policy  # noqa: PLC0415
 
@@ -563,7 +575,7 @@ class SecretCache:
             with self._lock:
                 self._core.retrying(flight, error, pause)
 
-        return Retrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))(fetch)
+        return Retrying(sleep=self._sleep, **retry_policy(self._core, flight, self._clock, note))(attempt)
 
     def _request(
         self,

@@ -16,7 +16,8 @@ class CacheConfig:
 
     Attributes:
         ttl: How long a value is fresh, before jitter. 0 asks AWS at every read (still one request at a time).
-        jitter: The largest share of ``ttl`` taken off, at random per fetch, so that fleets spread. 0 to 1.
+        jitter: The largest share of ``ttl`` taken off, at random per fetch, so that fleets spread. 0 to 1. A
+            fleet that starts at once asks again within 24 s with 0.1; with 0.3 within 72 s, for 2 % more requests.
         refresh_after: The share of the shortened TTL after which the first reader starts a refresh in the
             background. 0 to 1; 1 refreshes only when the value has expired, and readers wait for it.
         max_stale: How long past its TTL a value is still served while AWS is unavailable.

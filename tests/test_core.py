@@ -52,17 +52,17 @@ def core(draw: Callable[[], float] = lambda: 0.0, **settings: Any) -> Core[objec
     return Core(CacheConfig(**settings), Metrics(nullcontext()), draw, object)
 
 
-def led(step: Step[object]) -> Flight[object]:
+def led(step: Step) -> Flight[object]:
     assert isinstance(step, (Lead, Refresh)), step
     return step.flight
 
 
-def served(step: Step[object]) -> Secret:
+def served(step: Step) -> Secret:
     assert isinstance(step, Serve), step
     return step.secret
 
 
-def refused(step: Step[object]) -> SecretCacheError:
+def refused(step: Step) -> SecretCacheError:
     assert isinstance(step, Refuse), step
     return step.error
 
@@ -1034,7 +1034,7 @@ def test_ten_thousand_operations_in_any_order_leave_nothing_behind(max_size: int
         key = draw.choice(keys)
         operation = draw.randrange(8)
         if operation < 3:
-            step: Step[object] = cache.read(key, now)
+            step: Step = cache.read(key, now)
             if isinstance(step, (Lead, Refresh)):
                 flights.append(step.flight)
         elif operation == 3:

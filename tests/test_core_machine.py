@@ -202,7 +202,7 @@ class CoreMachine(RuleBasedStateMachine):
     def take(
         self,
         key: Key,
-        step: Step[object],
+        step: Step,
         since: int | None,
         until: float | None = None,
         waited_for: Flight[object] | None = None,

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from smcache import CacheConfig, Secret
 from smcache._core import AWSCURRENT, AWSPENDING, Core, Join, Key, Lead, Refresh, Refuse, Serve
 from smcache._recovery import (
-    QUICK,
     FIRST_POLL,
     MAX_INQUIRIES,
     MAX_POLL,
     PENDING_RECENT,
+    QUICK,
     Ask,
     Call,
     GiveUp,
