@@ -5,15 +5,24 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
+import json
+import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import django
+import django.conf
 import httpx
 import pytest
+from django.db.utils import ConnectionHandler
 
+import smcache.integrations.django
+from smcache import SecretCache
 from smcache.testing import rotate
 
 if TYPE_CHECKING:
@@ -192,3 +201,118 @@ def test_lambda_handler(database: Database, monkeypatch: pytest.MonkeyPatch) -> 
         assert example.cache.refresh(NAME).version_id == version
         assert invoke() == database.last_user
     assert example.cache.metrics.snapshot().auth_recoveries > 0
+
+
+def test_sqlalchemy_service(database: Database) -> None:
+    example = load("sqlalchemy_service")
+
+    def get(_: object) -> str:
+        answer = example.app.test_client().get("/whoami")
+        assert answer.status_code == 200
+        return str(answer.json["user"])
+
+    with example.cache, ThreadPoolExecutor(AT_ONCE) as threads:
+
+        def log_in_anew() -> None:
+            example.engine.dispose()
+            assert set(threads.map(get, range(AT_ONCE))) <= {database.role, database.last_user}
+
+        with example.engine.connect() as kept:
+            kept.detach()  # else its pool, which the test disposes of, leaves it open
+            version = database.rotate_by_plan(log_in_anew)
+            assert kept.exec_driver_sql("select current_user").scalar_one() == database.role
+        assert example.cache.refresh(NAME).version_id == version
+        example.engine.dispose()
+        assert set(threads.map(get, range(AT_ONCE))) == {database.last_user}
+    example.engine.dispose()
+    assert example.cache.metrics.snapshot().auth_recoveries > 0
+
+
+def test_django_settings(database: Database) -> None:
+    if not django.conf.settings.configured:  # by another file of tests, in the same process
+        django.conf.settings.configure(LOGGING_CONFIG=None)
+        django.setup()
+    connection = ConnectionHandler(load("django_settings").DATABASES)["default"]
+
+    def user() -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("select current_user")
+            [(name,)] = cursor.fetchall()
+        return str(name)
+
+    def log_in_anew() -> None:
+        connection.close()
+        assert user() in {database.role, database.last_user}
+
+    with SecretCache() as cache:
+        smcache.integrations.django.use_cache(cache)
+        assert user() == database.role
+        version = database.rotate_by_plan(log_in_anew)
+        assert cache.refresh(NAME).version_id == version
+        connection.close()
+        assert user() == database.last_user
+        connection.close()
+    assert cache.metrics.snapshot().auth_recoveries > 0
+
+
+class Api(ThreadingHTTPServer):
+    """An HTTP server that answers 401 to all keys but one."""
+
+    daemon_threads = True
+    key = "first"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Api
+
+    def do_GET(self) -> None:
+        accepted = self.headers["Authorization"] == f"Bearer {self.server.key}"
+        self.send_response(200 if accepted else 401)
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that http.server gave it
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    with Api(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+def test_httpx_api_key(
+    api: Api, aws: SecretsManager, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    aws.create(NAME, {"key": api.key})
+    for name, value in {**aws.environ, "SECRET_ID": NAME, "API_URL": f"http://127.0.0.1:{api.server_port}"}.items():
+        monkeypatch.setenv(name, value)
+    example = load("httpx_api_key")
+
+    def statuses() -> list[int]:
+        return [example.client.get("/").status_code for _ in range(2)]
+
+    with example.cache, example.client:
+        assert statuses() == [200, 200]
+        aws_client, version = aws.client(), str(uuid.uuid4())
+        pending = json.dumps({"key": "second"})
+        aws_client.put_secret_value(
+            SecretId=NAME, ClientRequestToken=version, SecretString=pending, VersionStages=["AWSPENDING"]
+        )
+        api.key = "second"
+        assert statuses() == [200, 200]
+        aws_client.update_secret_version_stage(
+            SecretId=NAME,
+            VersionStage="AWSCURRENT",
+            MoveToVersionId=version,
+            RemoveFromVersionId=aws_client.get_secret_value(SecretId=NAME)["VersionId"],
+        )
+        assert statuses() == [200, 200]
+        metrics = example.cache.metrics.snapshot()
+    assert (metrics.auth_failures, metrics.auth_recoveries) == (1, 1)
+    load("httpx_api_key").main()
+    assert capsys.readouterr().out == "ok\n"

@@ -25,7 +25,7 @@ def test_the_examples_run_as_they_stand(
     aws.create("prod/db", pg.secret("readme", canary))
     aws.create("prod/api-key", canary)
     examples = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 7
+    assert len(examples) == 10
     names: dict[str, Any] = {}
     for example in examples:
         exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - our own text

@@ -1,28 +1,35 @@
-"""The kit's rotation: of a real role of a real PostgreSQL, through a real HTTP Secrets Manager."""
+"""The kit's rotation: of real users of real servers, through a real HTTP Secrets Manager."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
+import re
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import psycopg2
+import pymysql
 import pytest
+import redis
 from botocore.exceptions import ClientError
 
 from smcache import testing
-from smcache.testing import RotationError, postgres, rotate, secrets_manager
+from smcache.testing import PostgreSQL, RotationError, Valkey, mariadb, postgres, rotate, secrets_manager, valkey
+from smcache.testing.mariadb_server import INSTALL, is_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mypy_boto3_secretsmanager import SecretsManagerClient
 
-    from smcache.testing import PostgreSQL, SecretsManager
+    from smcache.testing import MariaDB, SecretsManager
 
 STEPS = ["createSecret", "setSecret", "testSecret", "finishSecret"]
+ONCE = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
 Secret = dict[str, Any]
 
 
@@ -370,8 +377,161 @@ class TestRefusals:
         assert aws.requests == {}
 
 
+class Server:
+    """One of the kit's servers, with a user "app" whose password is "one"."""
+
+    def __init__(self, running: PostgreSQL | MariaDB | Valkey) -> None:
+        self.running = running
+        if isinstance(running, PostgreSQL):
+            running.create_role("app", "one")
+        else:
+            running.create_user("app", "one")
+
+    def forget(self) -> None:
+        with self.running.admin() as admin:
+            if isinstance(admin, redis.Redis):
+                admin.acl_deluser("app", "app_clone")
+            elif isinstance(admin, psycopg.Connection):
+                admin.execute("DROP ROLE IF EXISTS app, app_clone")
+            else:
+                admin.cursor().execute("DROP USER IF EXISTS app, app_clone")
+
+    def accepts(self, secret: Mapping[str, Any]) -> bool:
+        if isinstance(self.running, PostgreSQL):
+            return accepted(secret)
+        login = {"host": secret["host"], "port": secret["port"], "password": secret["password"]}
+        try:
+            if isinstance(self.running, Valkey):
+                with redis.Redis(**login, username=secret["username"], retry=ONCE) as client:
+                    client.ping()
+            else:
+                pymysql.connect(**login, user=secret["username"], database=secret["dbname"], ssl_disabled=True).close()
+        except redis.AuthenticationError:
+            return False
+        except pymysql.OperationalError as error:
+            assert error.args[0] == 1045  # noqa: PT017 - what else would prove nothing
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def maria() -> Iterator[MariaDB]:
+    if not is_installed() and os.environ.get("SMCACHE_DEMAND_MARIADB") != "1":
+        pytest.skip(f"no MariaDB here; to install it: {INSTALL}")
+    with mariadb() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Valkey]:
+    with valkey() as server:
+        yield server
+
+
+@pytest.mark.parametrize("kind", ["pg", "maria", "store"])
+class TestEveryServer:
+    @pytest.fixture
+    def server(self, kind: str, request: pytest.FixtureRequest, aws: SecretsManager) -> Iterator[Server]:
+        server = Server(request.getfixturevalue(kind))
+        aws.create("db", server.running.secret("app", "one"))
+        yield server
+        server.forget()
+
+    def test_from_setting_on_a_single_user_logs_in_with_the_new_password_only(
+        self, server: Server, client: SecretsManagerClient
+    ) -> None:
+        seen: list[tuple[str, bool, bool]] = []
+        old = read(client)
+
+        def look(step: str, version: str) -> None:
+            new = read(client, "AWSCURRENT" if step == "finishSecret" else "AWSPENDING")
+            seen.append((step, server.accepts(old), server.accepts(new)))
+
+        with server.running.admin() as admin:
+            fast(client, admin, on_step=look)
+        assert seen == [(STEPS[0], True, False), *((step, False, True) for step in STEPS[1:])]
+
+    def test_two_users_take_turns_and_the_one_in_use_stays_valid(
+        self, server: Server, client: SecretsManagerClient
+    ) -> None:
+        names = []
+        with server.running.admin() as admin:
+            for _ in range(3):
+                old = read(client)
+                fast(client, admin, strategy="alternating-users")
+                assert server.accepts(old)
+                assert server.accepts(read(client))
+                names.append(read(client)["username"])
+        assert names == ["app_clone", "app", "app_clone"]
+
+
+class TestRedis:
+    @pytest.fixture
+    def admin(self, store: Valkey, aws: SecretsManager) -> Iterator[Any]:
+        """An administrator beside a secret "db" of a user "app"."""
+        server = Server(store)
+        aws.create("db", store.secret("app", "one"))
+        with store.admin() as admin:
+            yield admin
+        server.forget()
+
+    def test_the_clone_may_do_what_the_user_may_and_no_more(self, admin: Any, client: SecretsManagerClient) -> None:
+        admin.execute_command("ACL", "SETUSER", "app", "resetkeys", "~k*", "-@admin", "(~other +get)", ">two", "off")
+        fast(client, admin, strategy="alternating-users")
+        users = {line.split()[1]: line.split()[2:] for line in admin.acl_list()}
+        is_login = re.compile("on|off|#.*").fullmatch
+        assert [rule for rule in users["app_clone"] if is_login(rule)] == [
+            "on",
+            "#" + hashlib.sha256(read(client)["password"].encode()).hexdigest(),
+        ]
+        rules = [rule for rule in users["app"] if not is_login(rule)]
+        assert "~k*" in rules
+        assert [rule for rule in users["app_clone"] if not is_login(rule)] == rules
+
+    def test_a_single_user_keeps_its_rules(self, admin: Any, client: SecretsManagerClient) -> None:
+        admin.execute_command("ACL", "SETUSER", "app", "resetkeys", "~k*", "nopass")
+        before = admin.acl_getuser("app")
+        fast(client, admin)
+        after = admin.acl_getuser("app")
+        assert (before["keys"], before["commands"]) == (after["keys"], after["commands"])
+        assert "nopass" not in after["flags"]
+
+    def test_a_client_that_answers_in_bytes_does_as_well(
+        self, admin: Any, store: Valkey, client: SecretsManagerClient
+    ) -> None:
+        with redis.Redis(store.host, store.port, password=store._password) as in_bytes:
+            fast(client, in_bytes, strategy="alternating-users")
+        assert read(client)["username"] in admin.acl_users()
+
+    @pytest.mark.parametrize("strategy", ["single-user", "alternating-users"])
+    def test_a_user_that_does_not_exist_is_not_made(
+        self, strategy: str, admin: Any, client: SecretsManagerClient
+    ) -> None:
+        admin.acl_deluser("app")
+        with pytest.raises(RotationError, match="no user 'app'"):
+            fast(client, admin, strategy=strategy)
+        assert admin.acl_users() == ["default"]
+
+    def test_a_refusal_says_who_and_why_but_no_password(
+        self,
+        admin: Any,
+        store: Valkey,
+        client: SecretsManagerClient,
+        caplog: pytest.LogCaptureFixture,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        caplog.set_level(logging.INFO)  # at DEBUG botocore logs all that it sends
+        admin.execute_command("ACL", "SETUSER", "app", "-@admin", "+acl|list")
+        with (
+            redis.Redis(store.host, store.port, username="app", password="one") as weak,
+            pytest.raises(RotationError, match=r"of 'app': redis\S*NoPermissionError") as caught,
+        ):
+            fast(client, weak)
+        leaks_nothing(caught.value, read(client, "AWSPENDING")["password"], caplog, capfd)
+
+
 class Recorder:
-    """A DB-API connection and cursor that answers from a script, for databases that no wheel carries."""
+    """A DB-API connection and cursor that answers from a script."""
 
     def __init__(self, *answers: list[tuple[str]]) -> None:
         self.statements: list[str] = []
@@ -398,7 +558,7 @@ class Recorder:
 
 @pytest.mark.parametrize("engine", ["mysql", "mariadb"])
 class TestMySQL:
-    """The statements; they were run by hand against MariaDB."""
+    """The statements, which TestEveryServer runs where there is a MariaDB."""
 
     @pytest.fixture
     def password_of(self, aws: SecretsManager, client: SecretsManagerClient, engine: str) -> Callable[[], str]:

@@ -1,4 +1,4 @@
-"""A rotation of a database password, step by step, as AWS's rotation functions do it."""
+"""A rotation of a password, of a database or of Redis, step by step, as AWS's rotation functions do it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ _PASSWORD_LENGTH = 32
 _CLONE = "_clone"  # AWS's functions name the second user so
 _POSTGRES = frozenset({"postgres", "postgresql", "aurora-postgresql"})
 _MYSQL = frozenset({"mysql", "mariadb", "aurora-mysql"})
+_REDIS = frozenset({"redis", "valkey"})
+_ENGINES = _POSTGRES | _MYSQL | _REDIS
 _POSTGRES_NAME_BYTES = 63  # of a longer name PostgreSQL silently drops the rest
 
 
@@ -37,6 +39,13 @@ class Connection(Protocol):
         """Roll back."""
 
 
+class RedisClient(Protocol):
+    """What `rotate` uses of a `redis.Redis`."""
+
+    def execute_command(self, *args: Any) -> Any:
+        """Send a command and return what the server answers."""
+
+
 class RotationError(RuntimeError):
     """A rotation could not go on. Its text, cause and context hold no password."""
 
@@ -44,7 +53,7 @@ class RotationError(RuntimeError):
 def rotate(
     client: SecretsManagerClient,
     secret_id: str,
-    connection: Connection,
+    connection: Connection | RedisClient,
     *,
     strategy: Literal["single-user", "alternating-users"] = "single-user",
     dwell: float = 0.5,
@@ -52,12 +61,12 @@ def rotate(
     on_step: Callable[[str, str], object] | None = None,
     login: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> str:
-    """Rotate the password in a secret and in its database.
+    """Rotate the password in a secret and at its server: PostgreSQL, MySQL, MariaDB, Redis or Valkey.
 
     The steps are those of AWS (https://docs.aws.amazon.com/secretsmanager/latest/userguide/rotate-secrets_lambda-functions.html):
 
     1. createSecret stores a new password as a version labelled AWSPENDING;
-    2. setSecret gives it to the database, which from now on accepts no other from that user;
+    2. setSecret gives it to the server, which from now on accepts no other from that user;
     3. testSecret logs in with it;
     4. finishSecret moves AWSCURRENT to it, and takes AWSPENDING off.
 
@@ -68,13 +77,14 @@ def rotate(
     Args:
         client: a boto3 Secrets Manager client. A rotation makes five requests: DescribeSecret,
             GetSecretValue, PutSecretValue and twice UpdateSecretVersionStage.
-        secret_id: name or ARN. The secret is a JSON object with engine (postgres, mysql or mariadb),
-            username and password, as RDS secrets are.
-        connection: a DB-API connection of a user who may alter the role. It is committed.
+        secret_id: name or ARN. The secret is a JSON object with engine (postgres, mysql, mariadb, redis or
+            valkey), username and password, as RDS secrets are.
+        connection: what a user who may alter the role is logged in with: a DB-API connection, which is committed,
+            or a `redis.Redis`.
         strategy: "single-user" changes the user's password. "alternating-users" gives a new one to the
             *other* user and names it in the secret: `app` and `app_clone` take turns, so that what is in
             use stays valid for one more rotation. The clone is made when it is missing: on PostgreSQL as
-            a member of the role, on MySQL and MariaDB with a copy of its grants.
+            a member of the role, on MySQL and MariaDB with a copy of its grants, on Redis with one of its rules.
         dwell: seconds between the steps.
         sleep: waits that long.
         on_step: called after each step with its name and the id of the new version.
@@ -86,7 +96,7 @@ def rotate(
 
     Raises:
         ValueError: an unknown strategy, or a dwell that is negative or not a number.
-        RotationError: the secret is not one of a known database, or the database refused.
+        RotationError: the secret is not one of a known server, or the server refused.
         botocore.exceptions.ClientError: Secrets Manager refused.
     """
     if strategy not in ("single-user", "alternating-users"):
@@ -162,8 +172,8 @@ def _read(client: SecretsManagerClient, secret_id: str, stage: str, version_id: 
     for key in ("engine", "username", "password"):
         if not isinstance(secret.get(key), str):
             raise RotationError(f"the {stage} version of {secret_id!r} has no {key!r}; it has {sorted(secret)}")
-    if secret["engine"] not in _POSTGRES | _MYSQL:
-        known = ", ".join(sorted(_POSTGRES | _MYSQL))
+    if secret["engine"] not in _ENGINES:
+        known = ", ".join(sorted(_ENGINES))
         raise RotationError(f"no rotation is known for engine {secret['engine']!r}, but for {known}")
     return secret
 
@@ -182,19 +192,26 @@ def _other_user(secret: Mapping[str, Any]) -> str:
     return name + _CLONE
 
 
-def _set_password(connection: Connection, current: Mapping[str, Any], pending: Mapping[str, Any]) -> None:
-    change = _set_on_postgres if pending["engine"] in _POSTGRES else _set_on_mysql
+def _set_password(connection: Connection | RedisClient, current: Mapping[str, Any], pending: Mapping[str, Any]) -> None:
+    server: Any = connection
+    model, user, password = current["username"], pending["username"], pending["password"]
     try:
-        change(connection.cursor(), current["username"], pending["username"], pending["password"])
-        connection.commit()
+        if pending["engine"] in _REDIS:
+            _set_on_redis(server, model, user, password)
+        else:
+            change = _set_on_postgres if pending["engine"] in _POSTGRES else _set_on_mysql
+            change(server.cursor(), model, user, password)
+            server.commit()
+    except RotationError:
+        raise
     except Exception as error:  # noqa: BLE001 - of any driver
         refusal = _without_statement(error)
     else:
         return
-    with contextlib.suppress(Exception):
-        connection.rollback()
+    with contextlib.suppress(Exception):  # Redis has nothing to roll back
+        server.rollback()
     # Raised out here, so that the driver's error, which may quote the statement, is not its context.
-    raise RotationError(f"the database did not change the password of {pending['username']!r}: {refusal}")
+    raise RotationError(f"the server did not change the password of {user!r}: {refusal}")
 
 
 def _without_statement(error: Exception) -> str:
@@ -226,6 +243,24 @@ def _set_on_mysql(cursor: Any, model: str, user: str, password: str) -> None:
         cursor.execute(f"CREATE USER {_mysql_name(user, host)} IDENTIFIED BY {_quoted(password)}")
         for (grant,) in grants:
             cursor.execute(f"{grant.partition(' TO ')[0]} TO {_mysql_name(user, host)}")
+
+
+def _set_on_redis(client: Any, model: str, user: str, password: str) -> None:
+    rules = _redis_rules(client)
+    if model not in rules:  # a database refuses by itself; Redis would make the user
+        raise RotationError(f"there is no user {model!r}")
+    like_model = [] if user in rules else ["on", *rules[model]]
+    client.execute_command("ACL", "SETUSER", user, *like_model, "resetpass", f">{password}")
+
+
+def _redis_rules(client: Any) -> dict[str, list[str]]:
+    """What each user may do, without passwords (#) and whether the user is on or off."""
+    lines = [line.decode() if isinstance(line, bytes) else line for line in client.execute_command("ACL", "LIST")]
+    users = [line.split()[1:] for line in lines]  # the server joins a selector's parts again
+    return {
+        name: [rule for rule in rules if not rule.startswith("#") and rule not in ("on", "off", "nopass")]
+        for name, *rules in users
+    }
 
 
 def _mysql_hosts(cursor: Any, user: str) -> list[str]:
