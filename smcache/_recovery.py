@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 #: The oldest AWSPENDING that can belong to a rotation under way: a rotation function is a Lambda function,
 #: which runs for at most 15 minutes. An older one was left behind by a rotation that failed.
 PENDING_RECENT = 900.0
-QUICK = 0.1  # seconds for both questions, in which a rotation cannot finish and AWS take AWSPENDING off as well
+QUICK = 0.1  # seconds for both questions; AWS needs longer to end a rotation and then to take AWSPENDING off
 FIRST_POLL = 0.5  # before AWSCURRENT is looked at again; doubles
 MAX_POLL = 8.0
 MAX_INQUIRIES = 8  # rejected versions remembered per secret

@@ -20,6 +20,8 @@ from smcache.demo.contenders import Contender, Logins
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.servers
+
 CANARY = "demo-canary-password"
 
 # Passwords that can be told from other text, each another one.

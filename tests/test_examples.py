@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from smcache.testing import PostgreSQL, SecretsManager
 
+pytestmark = pytest.mark.servers
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NAME = "prod/db"
 # At the end the clone's password is one that no earlier version has.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from smcache import SecretCache
     from smcache.testing import SecretsManager
 
+pytestmark = pytest.mark.servers
+
 NAME = "prod/api"
 FIRST = "first-key"
 WORKERS = 8

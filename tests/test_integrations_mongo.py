@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from smcache.testing import SecretsManager
 
+pytestmark = pytest.mark.servers
+
 CANARY = "canary-" + "7f3a" * 4  # which conftest.py looks for
 NAME = "prod/docdb"
 STEPS = ["createSecret", "setSecret", "finishSecret"]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from smcache.testing import SecretsManager
     from smcache.testing.mariadb_server import MariaDB
 
+pytestmark = pytest.mark.servers
+
 NAME = "prod/db"
 STRATEGIES = ["single-user", "alternating-users"]
 PASSWORD = "it's a \\ p@ss/word: %s"

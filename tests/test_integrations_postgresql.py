@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from smcache import Secret
     from smcache.testing import PostgreSQL, SecretsManager
 
+pytestmark = pytest.mark.servers
+
 NAME = "prod/db"
 WHO = "select current_user, pg_backend_pid()"
 WORKERS = 4

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from smcache.testing import SecretsManager, Valkey
 
+pytestmark = pytest.mark.servers
+
 NAME = "prod/redis"
 STEPS = ["createSecret", "setSecret", "testSecret", "finishSecret"]
 STRATEGIES = ["single-user", "alternating-users"]

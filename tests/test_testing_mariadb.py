@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from smcache.testing.mariadb_server import MariaDB
 
+pytestmark = pytest.mark.servers
+
 PASSWORD = "it's a \\ p@ss/word: %s"
 
 

@@ -21,6 +21,8 @@ from smcache.testing._process import free_port
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def pg() -> Iterator[PostgreSQL]:

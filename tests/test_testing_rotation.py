@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from smcache.testing import MariaDB, SecretsManager
 
+pytestmark = pytest.mark.servers
+
 STEPS = ["createSecret", "setSecret", "testSecret", "finishSecret"]
 ONCE = redis.retry.Retry(redis.backoff.NoBackoff(), 0)
 Secret = dict[str, Any]
@@ -150,7 +152,7 @@ class TestSingleUser:
             on_step=lambda step, version: events.append((step, version)),
         )
         steps = [(step, version) for step in STEPS]
-        assert events == [steps[0], 1.5, steps[1], 1.5, steps[2], 1.5, steps[3]]
+        assert events == [steps[0], 1.5, steps[1], 1.5, steps[2], 1.5, 0.2, steps[3]]
 
     def test_it_makes_five_requests(
         self, app: str, aws: SecretsManager, client: SecretsManagerClient, admin: psycopg.Connection[Any]

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from smcache.testing.valkey_server import Valkey
 
+pytestmark = pytest.mark.servers
+
 PASSWORD = "it's a \\ p@ss/word: %s"
 
 

@@ -46,6 +46,9 @@ class RedisClient(Protocol):
         """Send a command and return what the server answers."""
 
 
+LONGEST_RETURN = 0.2  # seconds between the end of finishSecret and the end of AWSPENDING
+
+
 class RotationError(RuntimeError):
     """A rotation could not go on. Its text, cause and context hold no password."""
 
@@ -68,7 +71,7 @@ def rotate(
     1. createSecret stores a new password as a version labelled AWSPENDING;
     2. setSecret gives it to the server, which from now on accepts no other from that user;
     3. testSecret logs in with it;
-    4. finishSecret moves AWSCURRENT to it, and takes AWSPENDING off.
+    4. finishSecret moves AWSCURRENT to it, and a moment later AWS takes AWSPENDING off.
 
     An AWSPENDING version other than AWSCURRENT is a rotation that did not finish: it is finished now and
     gets no new password, as AWS's functions do. (AWS's RotateSecret refuses to start a second one.)
@@ -85,7 +88,7 @@ def rotate(
             *other* user and names it in the secret: `app` and `app_clone` take turns, so that what is in
             use stays valid for one more rotation. The clone is made when it is missing: on PostgreSQL as
             a member of the role, on MySQL and MariaDB with a copy of its grants, on Redis with one of its rules.
-        dwell: seconds between the steps.
+        dwell: seconds between the steps; up to 0.2 of them before AWSPENDING is taken off.
         sleep: waits that long.
         on_step: called after each step with its name and the id of the new version.
         login: for testSecret, which does nothing without it: called with the new secret, it returns a
@@ -128,6 +131,7 @@ def rotate(
         RemoveFromVersionId=current_id,
     )
     # AWS's backend does this when the function has returned (aws-secrets-manager-rotation-lambdas#145).
+    sleep(min(dwell, LONGEST_RETURN))
     client.update_secret_version_stage(SecretId=secret_id, VersionStage="AWSPENDING", RemoveFromVersionId=version_id)
     done("finishSecret")
     return version_id
