@@ -262,6 +262,7 @@ def wait_until_idle() -> WaitUntilIdle:
             async def tasks_end() -> None:
                 while cache.cache._tasks:
                     await asyncio.gather(*cache.cache._tasks, return_exceptions=True)
+                    await asyncio.sleep(0)  # gather() of what has ended does not let them leave the set
 
             cache.loop.run(tasks_end())
         while ours := our_threads():

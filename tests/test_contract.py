@@ -39,7 +39,7 @@ from smcache.events import (
     ServedStale,
     Throttled,
 )
-from smcache.testing import answer, deny, drop, malformed, server_error, throttle
+from smcache.testing import answer, deny, drop, malformed, server_error, tcp_reset, throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -671,6 +671,47 @@ class TestErrors:
             with pytest.raises(Unavailable):
                 cache.get("prod/db")
         assert cache.get("prod/db").string == "v1"
+
+    @pytest.mark.parametrize("fault", [throttle(), server_error(), drop(), tcp_reset(), malformed()])
+    def test_whatever_the_trouble_readers_of_an_old_value_go_on_at_hit_speed(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, fault: Fault, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        """All reads but the one that finds out are served without a request, up to the next backoff step."""
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100)
+        old = cache.get("prod/db")
+        clock.advance(100)
+        with aws.inject(fault, times=None):
+            assert cache.get("prod/db") is old
+            wait_until_idle(cache)
+            sent = aws.requests[GET]
+            for _ in range(100):
+                assert cache.get("prod/db") is old
+        wait_until_idle(cache)
+        assert aws.requests[GET] == sent
+        assert cache.metrics.snapshot().stale_served == 101
+
+    def test_a_steady_throttle_gets_one_request_per_secret_and_backoff_step(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache(ttl=100)
+        cache.get("prod/db")
+        clock.advance(100)
+        with aws.inject(throttle(), times=None) as throttling:
+            for step in range(1, 6):
+                before = len(clock.slept)
+                for _ in range(20):
+                    cache.get("prod/db")
+                    wait_until_idle(cache)
+                pauses = len(clock.slept) - before
+                assert throttling.used <= step + len(clock.slept), "a pause before each request but a fetch's first"
+                assert pauses > 0
+                clock.advance(60)
+        snapshot = cache.metrics.snapshot()
+        assert snapshot.throttles == throttling.used
+        assert snapshot.retries == len(clock.slept)
+        assert snapshot.backoff_seconds == pytest.approx(sum(clock.slept))
 
     def test_when_aws_is_back_one_backoff_later_the_new_value_is_there(
         self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, wait_until_idle: WaitUntilIdle

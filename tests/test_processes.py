@@ -704,7 +704,8 @@ class TestBounded:
                 with pytest.raises(AccessDenied):
                     await cache.get(f"denied-{number}")
             while cache._tasks:
-                await asyncio.sleep(0)
+                await asyncio.gather(*cache._tasks)
+                await asyncio.sleep(0)  # their last callbacks
             assert asyncio.all_tasks() == {asyncio.current_task()}
             assert not cache._snapshot_lock.locked()
             assert not cache._listeners._waiting

@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from smcache.testing import PostgreSQL, SecretsManager
 
+pytestmark = pytest.mark.servers
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
