@@ -10,6 +10,10 @@ Amazon RDS Proxy, "Troubleshooting"; MySQL, "Server Error Message Reference"; Ma
 SQL Server, "Database Engine events and errors"; Oracle, docs.oracle.com/error-help/db; MongoDB,
 error_codes.yml; ClickHouse, ErrorCodes.cpp; Redis, acl.c; RabbitMQ, "Access Control"; gRPC, "Status codes";
 RFC 4511 (LDAP), 4954 (SMTP), 5530 (IMAP), 9110 (HTTP). Measured: reference/auth_errors.md.
+
+A limit: pymssql keeps the worst error of the process, so after a rejected login each failure of a connection bears its
+number, with the text "DB-Lib error message 20018, severity 14" for a login and others for the network. Such text is
+not judged here; where connections fail for no other reason, a rule can: see ``register_rule``.
 """
 
 from __future__ import annotations
