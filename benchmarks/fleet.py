@@ -15,7 +15,7 @@ import heapq
 import itertools
 import random
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -100,7 +100,7 @@ class Simulation:
         chance = random.Random(SEED)  # noqa: S311 - a simulation
         metrics = Metrics(threading.Lock())
         for _ in range(processes):
-            core: Core[None] = Core(config, metrics, chance.random, lambda: None)
+            core: Core[None] = Core(config, metrics, chance.random, lambda: None, deque())
             process = Process(core, chance.uniform(0, DEPLOY), list(self.keys))
             self.at(process.started, self.start, process)
             self.at(REJECTED + chance.uniform(0, CONNECT_EVERY), self.rejected, process)

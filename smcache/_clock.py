@@ -52,9 +52,9 @@ def thawing_clock(monotonic: Callable[[], float], time_of_day: Callable[[], floa
         nonlocal ahead, frozen
         now = monotonic()
         leap = time_of_day() - now - ahead
-        ahead += leap
-        if leap > LEAST_FREEZE:
-            frozen += leap
+        if leap < 0 or leap > LEAST_FREEZE:  # a shorter freeze is counted with the next ones
+            ahead += leap
+            frozen += max(0.0, leap)
         return now + frozen
 
     return clock

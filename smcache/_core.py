@@ -16,7 +16,6 @@ What has happened is filed in ``events``, for the driver to tell the listeners.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from smcache.errors import DecryptionFailed, FetchTimeout, InvalidArgument, SecretNotFound, Unavailable
@@ -26,11 +25,11 @@ from smcache.events import Denied, Fetched, Recovered, Rotated, ServedStale, Thr
 from smcache.metrics import Tally
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable, Mapping
 
     from smcache.config import CacheConfig
     from smcache.errors import SecretCacheError
-    from smcache.events import Event
     from smcache.metrics import Metrics
     from smcache.secret import Secret
 
@@ -104,6 +103,7 @@ class Entry:
         "retry_at",
         "rotated_at",
         "secret",
+        "told",
     )
 
     def __init__(self, key: Key, secret: Secret) -> None:
@@ -119,6 +119,7 @@ class Entry:
         self.retry_at = NEVER  # the next refresh is not started before
         self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
         self.failures = 0  # refreshes failed in a row because AWS was unavailable
+        self.told = False  # the listeners know of trouble, which Recovered ends
 
     @property
     def arn(self) -> str:
@@ -177,6 +178,15 @@ class Flight(Generic[Waiter]):
         return None
 
 
+class Refusal(NamedTuple):
+    """An error that is remembered, and what the listeners know since AWS last gave the value."""
+
+    error: SecretCacheError
+    until: float
+    denied: bool  # that AWS says no
+    told: bool  # that there is trouble, which Recovered ends
+
+
 class Serve(NamedTuple):
     secret: Secret
 
@@ -205,7 +215,12 @@ class Core(Generic[Waiter]):
     """The table of values, the flights under way, the remembered errors."""
 
     def __init__(
-        self, config: CacheConfig, metrics: Metrics, jitter: Callable[[], float], waiter: Callable[[], Waiter]
+        self,
+        config: CacheConfig,
+        metrics: Metrics,
+        jitter: Callable[[], float],
+        waiter: Callable[[], Waiter],
+        events: deque[Any],
     ) -> None:
         from cachetools import LRUCache  # noqa: PLC0415 - `import smcache` stays free of it
 
@@ -217,13 +232,13 @@ class Core(Generic[Waiter]):
         self.hot: dict[str | Key, Entry] = {}
         # Recency is as coarse as one TTL: a hit does not touch the table, but every refresh does.
         self._table: LRUCache[Key, Entry] = LRUCache(config.max_size)
-        self._refusals: LRUCache[Key, tuple[SecretCacheError, float]] = LRUCache(config.max_size)
+        self._refusals: LRUCache[Key, Refusal] = LRUCache(config.max_size)
         self._flights: dict[Key, Flight[Waiter]] = {}
         self._entries_by_arn: dict[str, tuple[Entry, ...]] = {}
         self._in_background = 0
         self.departed = 0  # the number of the last flight
         #: What has happened since the driver last told its listeners, the oldest first.
-        self.events: deque[Event] = deque()
+        self.events = events
         metrics.entries = self.hot.values()
 
     # --- what to do ---------------------------------------------------------------------------------------
@@ -244,8 +259,8 @@ class Core(Generic[Waiter]):
 
     def _read_from_aws(self, key: Key, flight: Flight[Waiter] | None, now: float) -> Refuse | Lead | Join:
         refusal = self._refusals.get(key)
-        if refusal is not None and now < refusal[1]:
-            return Refuse(refusal[0])
+        if refusal is not None and now < refusal.until:
+            return Refuse(refusal.error)
         if flight is not None:
             self.metrics.coalesced += 1
             return Join(flight)
@@ -359,11 +374,13 @@ class Core(Generic[Waiter]):
         elif known.version_id == secret.version_id:
             secret = known  # one object per version
         flight.secret = secret
-        self._store(entry, secret, max(flight.number, newest.flight_number), now)
+        # Overdue: the process was stopped, and who knows when the answer came.
+        as_of = now if now < flight.overdue_at else flight.departed_at
+        self._store(entry, secret, max(flight.number, newest.flight_number), as_of)
         if known is secret or key.stage != AWSCURRENT or key.version_id is not None:
             return
         for sibling in siblings:
-            self._store(sibling, secret, flight.number, now)
+            self._store(sibling, secret, flight.number, as_of)
         for rotated in (entry, *siblings):
             rotated.rotated_at = now
         self.metrics.rotations_seen += 1
@@ -390,7 +407,7 @@ class Core(Generic[Waiter]):
             ttl = config.ttl * (1 - config.jitter * self._jitter())
             fresh_until, refresh_at = now + ttl, now + ttl * config.refresh_after
         refusal = self._refusals.pop(entry.key, None)
-        if self._is_stale(entry) or entry.denied or (refusal is not None and isinstance(refusal[0], DeniedError)):
+        if entry.told or (refusal is not None and refusal.told):
             self.events.append(Recovered(entry.key.secret_id, entry.key.stage, secret.version_id))
         self._unlink(entry)  # a secret deleted and made again has another ARN
         entry.secret = secret
@@ -398,7 +415,7 @@ class Core(Generic[Waiter]):
         entry.counter = entry.hits.counter
         entry.confirmed_at = now
         entry.flight_number = flight_number
-        entry.denied = False
+        entry.denied = entry.told = False
         entry.failures = 0
         entry.retry_at = NEVER
         entry.fresh_until = fresh_until
@@ -422,23 +439,31 @@ class Core(Generic[Waiter]):
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
         elif now < entry.fresh_until:
-            self._tell_denied(key, error, entry.denied)
+            entry.told |= self._tell_denied(key, error, entry.denied)
             entry.denied = True
             entry.deadline = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
-            self._refuse(key, error, now, told=entry.denied)
+            self._refuse(key, error, now, denied=entry.denied, told=entry.told)
 
-    def _refuse(self, key: Key, error: SecretCacheError, now: float, *, told: bool = False) -> None:
+    def _refuse(
+        self, key: Key, error: SecretCacheError, now: float, *, denied: bool = False, told: bool = False
+    ) -> None:
         """Remember an error for those who ask soon."""
         before = self._refusals.get(key)
-        self._tell_denied(key, error, told or (before is not None and isinstance(before[0], DeniedError)))
-        self._refusals[key] = (error, now + self.config.negative_ttl)
+        if before is not None:
+            denied, told = before.denied, before.told
+        told |= self._tell_denied(key, error, denied)
+        denied |= isinstance(error, DeniedError)
+        self._refusals[key] = Refusal(error, now + self.config.negative_ttl, denied, told)
 
-    def _tell_denied(self, key: Key, error: SecretCacheError, told: bool) -> None:  # noqa: FBT001 - a state
+    def _tell_denied(self, key: Key, error: SecretCacheError, denied: bool) -> bool:  # noqa: FBT001 - a state
+        """Tell the listeners that AWS says no, if they do not know; return whether they were told."""
         no_rotation = key.stage == AWSPENDING and isinstance(error, SecretNotFound)  # as it should be
-        if isinstance(error, DeniedError) and not told and not no_rotation:
-            self.events.append(Denied(key.secret_id, key.stage, error.code))
+        if not isinstance(error, DeniedError) or denied or no_rotation:
+            return False
+        self.events.append(Denied(key.secret_id, key.stage, error.code))
+        return True
 
     def _fetched(self, flight: Flight[Waiter], now: float, version_id: str = "", code: str = "") -> None:
         key = flight.key
@@ -477,13 +502,17 @@ class Core(Generic[Waiter]):
             first_load = flight.key not in self._table
             if flight.key in doomed or (first_load and _may_be_one(flight.key.secret_id, secret_id)):
                 self._forget(flight)
-        for entry in entries:
-            self._drop(entry)
+        while entries:  # one by one: as long as they are referred to, their hits cannot be added up
+            self._drop(entries.pop())
         for key in [key for key in self._refusals if secret_id in (None, key.secret_id)]:
             del self._refusals[key]
 
     def doubt(self, now: float) -> None:
-        """Have every value that can change asked for at its next read: nobody knows how old it is."""
+        """Have every value that can change asked for at its next read: nobody knows how old it is.
+
+        Nor how old what a flight brings is: those who wait for it get it, the table does not.
+        """
+        self.leave_flights()
         for entry in self.hot.values():
             if not math.isinf(entry.fresh_until):
                 entry.deadline = entry.fresh_until = min(entry.fresh_until, now)
@@ -492,7 +521,7 @@ class Core(Generic[Waiter]):
         self._refusals.clear()
 
     def leave_flights(self) -> list[Flight[Waiter]]:
-        """Give up all flights, and return them: the cache is closed, or their event loop has ended."""
+        """Give up all flights, and return them: what they bring no longer counts."""
         flights = list(self._flights.values())
         for flight in flights:
             self._forget(flight)
@@ -525,6 +554,7 @@ class Core(Generic[Waiter]):
     def _now_stale(self, entry: Entry) -> None:
         if not self._is_stale(entry):
             entry.counter = self.metrics.stale_served.counter
+            entry.told = True
             self.events.append(ServedStale(entry.key.secret_id, entry.key.stage, entry.secret.version_id))
 
     def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
 _caches: weakref.WeakSet[Cache] = weakref.WeakSet()
 _held: list[Cache] = []  # while the process forks: the child must not see half a decision
+_forking = threading.Lock()  # the list is that of one fork at a time
 
 
 def follow_process(cache: Cache) -> None:
     """Have the cache start anew in forked children and after a restore, for as long as it lives."""
-    _caches.add(cache)
+    with _forking:  # no set may grow while it is gone through
+        _caches.add(cache)
     _register_with_snapstart()
 
 
@@ -43,6 +46,7 @@ def _after_restore() -> None:
 
 
 def _before_fork() -> None:
+    _forking.acquire()
     for cache in list(_caches):
         cache._hold()
         _held.append(cache)
@@ -51,11 +55,13 @@ def _before_fork() -> None:
 def _after_fork_in_parent() -> None:
     while _held:
         _held.pop()._let_go()
+    _forking.release()
 
 
 def _after_fork_in_child() -> None:
     while _held:
         _held.pop()._start_anew_in_child()
+    _forking.release()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

@@ -30,6 +30,14 @@ MAX_WAITING = 10_000  # events; for listeners that are slower than what happens,
 CHANGES = (Rotated, ServedStale, Denied, Recovered)
 
 
+class Happened(deque[Any]):
+    """Events as they are filed, each with its context: who takes them over may be another reader."""
+
+    def append(self, event: Event, /) -> None:
+        """File an event; listeners find the trace or the request in which it happened."""
+        super().append((event, contextvars.copy_context()))
+
+
 class Listeners:
     """The listeners of one cache, and the events they have not been told yet."""
 
@@ -57,14 +65,13 @@ class Listeners:
 
         return cancel
 
-    def take(self, events: deque[Event]) -> bool:
+    def take(self, events: deque[Any]) -> bool:
         """Take over what has happened; return whether the caller must see to it that it is delivered."""
         with self._lock:
             while events:
-                event = events.popleft()
+                event, context = events.popleft()
                 if any(isinstance(event, kinds) for kinds, _ in self._all):
-                    # Listeners find the trace or the request in which it happened.
-                    self._waiting.append((event, contextvars.copy_context()))
+                    self._waiting.append((event, context))
             if self._delivering or not self._waiting:
                 return False
             self._delivering = True
@@ -82,8 +89,13 @@ class Listeners:
         """Return whom to tell of an event."""
         return [listener for kinds, listener in self._all if isinstance(event, kinds)]
 
+    def stopped(self) -> None:
+        """Take in that whoever delivers was stopped: the next event has somebody deliver what is left."""
+        with self._lock:
+            self._delivering = False
+
     def start_anew(self) -> None:
-        """Forget what is to be delivered: it is left to the parent process, or its event loop has ended."""
+        """Forget what is to be delivered: it is left to the parent process."""
         self._lock = threading.Lock()
         self._waiting.clear()
         self._delivering = False
@@ -99,7 +111,7 @@ def rotation_listener(secret_id: str, callback: Callable[[Secret, Secret], objec
         raise InvalidArgument(f"on_rotation() takes a function, not {type(callback).__name__}")
 
     def tell(event: Rotated) -> object:
-        if secret_id in (event.secret_id, event.new.name, event.new.arn):
+        if secret_id in (event.secret_id, event.new.name, event.new.arn, event.new.arn[:-7]):
             return callback(event.old, event.new)
         return None
 
@@ -119,6 +131,6 @@ def log_change(event: Event) -> None:
             logger.info("%s has recovered: %s is version %s", secret_id, stage, version_id)
 
 
-def log_failed_listener(event: Event, error: Exception) -> None:
+def log_failed_listener(event: Event, error: BaseException) -> None:
     """Log that a listener failed; it goes no further."""
     logger.error("a listener failed on %s of %s", type(event).__name__, event.secret_id, exc_info=error)

@@ -18,10 +18,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from smcache import auth
 from smcache._arguments import checked_config, checked_ids, checked_regions, refuse_source
 from smcache._clock import default_clock, default_jitter
-from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._core import (
+    AWSCURRENT,
+    BATCH_SIZE,
+    MAX_BACKGROUND,
+    Core,
+    Join,
+    Key,
+    Lead,
+    Refresh,
+    Refuse,
+    Serve,
+    check_key,
+)
 from smcache._factory import Placement, StartedAsync, refuse_sync
 from smcache._lifecycle import follow_process
-from smcache._listeners import Listeners, log_failed_listener, rotation_listener
+from smcache._listeners import Happened, Listeners, log_failed_listener, rotation_listener
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
 from smcache._regions import PRIMARY, Regions
 from smcache.errors import (
@@ -39,7 +51,7 @@ from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
 from smcache.sources import AsyncBatchSource, AsyncSource, AsyncVersionSource
-from smcache.sources.aioboto import async_source
+from smcache.sources.aioboto import ThreadedBotoSource, async_source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -104,13 +116,15 @@ class AsyncSecretCache:
         self._sleep = sleep
         self._snapshot_lock = threading.Lock()
         self.metrics = Metrics(self._snapshot_lock, clock)
-        self._core: Core[Done] = Core(config, self.metrics, jitter, lambda: asyncio.get_running_loop().create_future())
+        self._core: Core[Done] = Core(
+            config, self.metrics, jitter, lambda: asyncio.get_running_loop().create_future(), Happened()
+        )
         self._recovery = Recovery(config, self.metrics, jitter, self._core)
         self._regions = Regions(len(self._sources), config.fetch_timeout, self._core.backoff)
         self._hot = self._core.hot
         self._listeners = Listeners()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._closed = False
         # A task left behind on Lambda is frozen with the process when the handler returns.
         self._inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
@@ -175,14 +189,17 @@ class AsyncSecretCache:
         self._enter()
         lead, join = self._core.batch(keys, self._clock())
         errors: dict[str, SecretCacheError] = {}
-        for start in range(0, len(lead), BATCH_SIZE):
-            self._launch(self._fly_batch(lead[start : start + BATCH_SIZE], errors))
+        batches = [lead[start : start + BATCH_SIZE] for start in range(0, len(lead), BATCH_SIZE)]
+        for lane in range(min(len(batches), MAX_BACKGROUND)):
+            self._launch(self._fly_batches(batches[lane::MAX_BACKGROUND]))
         for flight in lead + join:
             await self._wait(flight, until)
             if not flight.done.done():
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
-            elif flight.error is not None:
-                errors[flight.key.secret_id] = flight.error.fresh()
+            elif flight.secret is None:
+                self._refuse_closed()
+                error = flight.error or flight.trouble or Unavailable("not loaded", secret_id=flight.key.secret_id)
+                errors[flight.key.secret_id] = error.fresh()
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------
@@ -211,7 +228,9 @@ class AsyncSecretCache:
     async def close(self) -> None:
         """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine."""
         self._closed = True
-        self._gave_up(self._core.leave_flights())
+        flights = self._core.leave_flights()
+        if self._loop is asyncio.get_running_loop():  # futures of another loop are not ours to set
+            self._gave_up(flights)
         self._core.invalidate()
         mine = {task for task in self._tasks if task.get_loop() is asyncio.get_running_loop()}
         mine.discard(asyncio.current_task())  # a callback may close the cache
@@ -413,6 +432,8 @@ class AsyncSecretCache:
                     contextvars.Context().run(self._launch, self._fly(flight))
                     if not self._inline:
                         return secret
+                    await self._wait(flight, until)
+                    return flight.secret or secret
                 case Lead(flight):
                     self._launch(self._fly(flight))
                 case Join(flight):
@@ -456,7 +477,6 @@ class AsyncSecretCache:
         self._loop = None
         self._tasks.clear()
         self._core.leave_flights()
-        self._listeners.start_anew()
         for source in self._sources:
             source.leave_loop()
 
@@ -473,6 +493,11 @@ class AsyncSecretCache:
     def _start_anew_in_child(self) -> None:
         """Go on after ``_hold`` in a forked child, in which the parent's loop does not run."""
         self._leave_loop()
+        self._core.events.clear()
+        self._listeners.start_anew()
+        for source in self._sources:
+            if isinstance(source, ThreadedBotoSource):
+                source.start_anew_in_child()
         self.metrics.start_anew_in_child()
         self._snapshot_lock.release()
 
@@ -483,7 +508,9 @@ class AsyncSecretCache:
     # --- fetching -------------------------------------------------------------------------------------------
 
     def _launch(self, flying: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(flying)
+        self._keep(asyncio.get_running_loop().create_task(flying))
+
+    def _keep(self, task: asyncio.Future[Any]) -> None:
         self._tasks.add(task)  # the loop itself keeps no strong reference
         task.add_done_callback(self._tasks.discard)
 
@@ -514,7 +541,17 @@ class AsyncSecretCache:
         )
         return secret
 
-    async def _fly_batch(self, flights: Sequence[Flight[Done]], errors: dict[str, SecretCacheError]) -> None:
+    async def _fly_batches(self, batches: Sequence[Sequence[Flight[Done]]]) -> None:
+        """Fetch batch after batch while there is time."""
+        left = list(batches)
+        try:
+            while left and self._clock() < left[0][0].overdue_at:
+                await self._fly_batch(left.pop(0))
+        finally:
+            for flights in left:
+                self._gave_up(flights)
+
+    async def _fly_batch(self, flights: Sequence[Flight[Done]]) -> None:
         """Fetch many secrets with one request; what it does not bring is left to those who read it."""
         if not isinstance(self._sources[PRIMARY], AsyncBatchSource):
             for flight in flights:
@@ -527,7 +564,8 @@ class AsyncSecretCache:
             )
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
-            errors.update((secret_id, error.fresh()) for secret_id in ids)
+            for flight in flights:
+                flight.trouble = error
             self._gave_up(flights)
             return
         except BaseException:
@@ -539,6 +577,8 @@ class AsyncSecretCache:
             result = found.get(secret_id)
             if isinstance(result, Secret):
                 self._landed(flight, result)
+            elif first.from_replica:
+                self._failed(flight, Unavailable("the replica does not give it", secret_id=secret_id))
             else:
                 missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
                 self._failed(flight, result or missing)
@@ -639,15 +679,26 @@ class AsyncSecretCache:
             contextvars.Context().run(self._launch, self._deliver())
 
     async def _deliver(self) -> None:
-        while (upcoming := self._listeners.upcoming()) is not None:
-            event, context = upcoming
-            for listener in self._listeners.concerned(event):
-                try:
-                    result = context.run(listener, event)
+        try:
+            while (upcoming := self._listeners.upcoming()) is not None:
+                event, context = upcoming
+                for listener in self._listeners.concerned(event):
+                    try:
+                        result = context.run(listener, event)
+                    except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                        log_failed_listener(event, error)
+                        continue
                     if inspect.isawaitable(result):
-                        await result
-                except Exception as error:  # noqa: BLE001 - a listener's own trouble
-                    log_failed_listener(event, error)
+                        # A task has the context too; one that is cancelled cancels nothing but itself.
+                        task = context.run(asyncio.ensure_future, result)
+                        self._keep(task)
+                        await asyncio.wait([task])
+                        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
+                        if failure is not None:
+                            log_failed_listener(event, failure)
+        except BaseException:  # the task was cancelled, say
+            self._listeners.stopped()
+            raise
 
 
 def _wake(flight: Flight[Done]) -> None:

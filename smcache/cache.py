@@ -16,10 +16,22 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from smcache import auth
 from smcache._arguments import checked_config, checked_ids, checked_regions, refuse_source
 from smcache._clock import default_clock, default_jitter
-from smcache._core import AWSCURRENT, BATCH_SIZE, Core, Join, Key, Lead, Refresh, Refuse, Serve, check_key
+from smcache._core import (
+    AWSCURRENT,
+    BATCH_SIZE,
+    MAX_BACKGROUND,
+    Core,
+    Join,
+    Key,
+    Lead,
+    Refresh,
+    Refuse,
+    Serve,
+    check_key,
+)
 from smcache._factory import Placement, Started, refuse_async
 from smcache._lifecycle import follow_process
-from smcache._listeners import Listeners, log_failed_listener, rotation_listener
+from smcache._listeners import Happened, Listeners, log_failed_listener, rotation_listener
 from smcache._recovery import Call, GiveUp, Recovery, Try, Wait
 from smcache._regions import PRIMARY, Regions
 from smcache.errors import (
@@ -100,7 +112,7 @@ class SecretCache:
         self._sleep = sleep
         self._lock = threading.Lock()
         self.metrics = Metrics(self._lock, clock)
-        self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event)
+        self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event, Happened())
         self._recovery = Recovery(config, self.metrics, jitter, self._core)
         self._regions = Regions(len(self._sources), config.fetch_timeout, self._core.backoff)
         self._hot = self._core.hot
@@ -203,13 +215,16 @@ class SecretCache:
             self._refuse_closed()
             lead, join = self._core.batch(keys, self._clock())
         errors: dict[str, SecretCacheError] = {}
-        for start in range(0, len(lead), BATCH_SIZE):
-            self._launch(self._fly_batch, lead[start : start + BATCH_SIZE], errors)
+        batches = [lead[start : start + BATCH_SIZE] for start in range(0, len(lead), BATCH_SIZE)]
+        for lane in range(min(len(batches), MAX_BACKGROUND)):
+            self._launch(self._fly_batches, batches[lane::MAX_BACKGROUND])
         for flight in lead + join:
             if not flight.done.wait(max(0.0, until - self._clock())):
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
-            elif flight.error is not None:
-                errors[flight.key.secret_id] = flight.error.fresh()
+            elif flight.secret is None:
+                self._refuse_closed()
+                error = flight.error or flight.trouble or Unavailable("not loaded", secret_id=flight.key.secret_id)
+                errors[flight.key.secret_id] = error.fresh()
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------
@@ -236,8 +251,9 @@ class SecretCache:
         """Have ``listener(event)`` called with everything that happens; see ``smcache.events``.
 
         Listeners are called one event after the other, in a thread that lives while there are any, outside every
-        lock: one that is slow keeps nobody waiting but the other listeners. Beyond 10,000 waiting events the oldest
-        are dropped. What a listener raises is logged and goes no further.
+        lock: one that is slow keeps nobody waiting but the other listeners. On Lambda, where a thread would be frozen,
+        they are called at once, and readers wait for them. Beyond 10,000 waiting events the oldest are dropped. What
+        a listener raises is logged and goes no further.
 
         Returns:
             A function that takes the listener off again.
@@ -452,16 +468,21 @@ class SecretCache:
                     self._launch(self._fly, flight)
                     if not self._inline:
                         return secret
+                    self._wait(flight, until)
+                    return flight.secret or secret
                 case Lead(flight):
                     self._launch(contextvars.copy_context().run, self._fly, flight)
                 case Join(flight):
                     pass
-            flight.done.wait(max(0.0, min(until, flight.overdue_at) - self._clock()))
+            self._wait(flight, until)
             with self._lock:
                 if not flight.has_ended():
                     self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
             self._tell()
+
+    def _wait(self, flight: Flight[threading.Event], until: float) -> None:
+        flight.done.wait(max(0.0, min(until, flight.overdue_at) - self._clock()))
 
     # --- the process -----------------------------------------------------------------------------------------
 
@@ -476,6 +497,7 @@ class SecretCache:
     def _start_anew_in_child(self) -> None:
         """Go on after ``_hold`` in a forked child: the threads that fetched, and the sockets, are the parent's."""
         self._core.leave_flights()
+        self._core.events.clear()
         self._listeners.start_anew()
         self.metrics.start_anew_in_child()
         for source in self._sources:
@@ -525,7 +547,17 @@ class SecretCache:
         )
         return secret
 
-    def _fly_batch(self, flights: Sequence[Flight[threading.Event]], errors: dict[str, SecretCacheError]) -> None:
+    def _fly_batches(self, batches: Sequence[Sequence[Flight[threading.Event]]]) -> None:
+        """Fetch batch after batch while there is time."""
+        left = list(batches)
+        try:
+            while left and self._clock() < left[0][0].overdue_at:
+                self._fly_batch(left.pop(0))
+        finally:
+            for flights in left:
+                self._gave_up(flights)
+
+    def _fly_batch(self, flights: Sequence[Flight[threading.Event]]) -> None:
         """Fetch many secrets with one request; what it does not bring is left to those who read it."""
         if not isinstance(self._sources[PRIMARY], BatchSource):
             for flight in flights:
@@ -538,7 +570,8 @@ class SecretCache:
             )
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
-            errors.update((secret_id, error.fresh()) for secret_id in ids)
+            for flight in flights:
+                flight.trouble = error
             self._gave_up(flights)
             return
         except BaseException:
@@ -550,6 +583,8 @@ class SecretCache:
             result = found.get(secret_id)
             if isinstance(result, Secret):
                 self._landed(flight, result)
+            elif first.from_replica:
+                self._failed(flight, Unavailable("the replica does not give it", secret_id=secret_id))
             else:
                 missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
                 self._failed(flight, result or missing)
@@ -586,6 +621,7 @@ class SecretCache:
     ) -> Value:
         """Send one request, and where a region is unavailable, to the next one."""
         with self._lock:
+            self._refuse_closed()  # while it was pausing
             order = self._regions.order(self._clock())
         failures: dict[int, SecretCacheError] = {}
         for region in order:
@@ -626,14 +662,18 @@ class SecretCache:
     def _landed(self, flight: Flight[threading.Event], secret: Secret) -> None:
         with self._lock:
             self._core.landed(flight, secret, self._clock())
-        self._tell()
-        flight.done.set()
+        try:
+            self._tell()
+        finally:
+            flight.done.set()
 
     def _failed(self, flight: Flight[threading.Event], error: SecretCacheError) -> None:
         with self._lock:
             self._core.failed(flight, error, self._clock())
-        self._tell()
-        flight.done.set()
+        try:
+            self._tell()
+        finally:
+            flight.done.set()
 
     def _gave_up(self, flights: Sequence[Flight[threading.Event]]) -> None:
         for flight in flights:
@@ -653,13 +693,17 @@ class SecretCache:
             self._launch(self._deliver, name="smcache-events")
 
     def _deliver(self) -> None:
-        while (upcoming := self._listeners.upcoming()) is not None:
-            event, context = upcoming
-            for listener in self._listeners.concerned(event):
-                try:
-                    context.run(listener, event)
-                except Exception as error:  # noqa: BLE001 - a listener's own trouble
-                    log_failed_listener(event, error)
+        try:
+            while (upcoming := self._listeners.upcoming()) is not None:
+                event, context = upcoming
+                for listener in self._listeners.concerned(event):
+                    try:
+                        context.run(listener, event)
+                    except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                        log_failed_listener(event, error)
+        except BaseException:  # SystemExit, say
+            self._listeners.stopped()
+            raise
 
 
 def _checked_sources(

@@ -26,7 +26,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A fetch has ended, retries included.
+    """A fetch of one secret has ended, retries included. A batch that fails as a whole says nothing of its secrets.
 
     Attributes:
         secret_id: The secret as the caller named it.

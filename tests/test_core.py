@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ def secret(version: str, name: str = "prod/db") -> Secret:
 
 
 def core(draw: Callable[[], float] = lambda: 0.0, **settings: Any) -> Core[object]:
-    return Core(CacheConfig(**settings), Metrics(nullcontext()), draw, object)
+    return Core(CacheConfig(**settings), Metrics(nullcontext()), draw, object, deque())
 
 
 def led(step: Step) -> Flight[object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from contextlib import nullcontext
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, NamedTuple
@@ -58,6 +59,7 @@ class CoreMachine(RuleBasedStateMachine):
             Metrics(nullcontext()),
             lambda: 0.5,
             object,
+            deque(),
         )
         self.now = 0.0
         self.aws = dict.fromkeys(SECRETS.values(), 1)
@@ -171,6 +173,7 @@ class CoreMachine(RuleBasedStateMachine):
     def restore(self) -> None:
         """The process goes on from a snapshot, nobody knows how much later."""
         self.core.doubt(self.now)
+        self.alive = {}
         self.doubted = {entry.key for entry in self.core.hot.values()}
 
     @rule(at=st.integers(0, 9))

@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 import urllib.request
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -654,7 +655,7 @@ class TestBounded:
     @pytest.mark.parametrize("denied", [False, True])
     def test_100000_ids_through_the_core_leave_as_many_entries_as_were_asked_for(self, *, denied: bool) -> None:
         metrics = Metrics(threading.Lock())
-        core: Core[object] = Core(CacheConfig(max_size=self.SIZE), metrics, lambda: 0.5, object)
+        core: Core[object] = Core(CacheConfig(max_size=self.SIZE), metrics, lambda: 0.5, object, deque())
         for number in range(100_000):
             key = Key(f"id-{number}")
             step = core.read(key, 0.0)
@@ -671,7 +672,7 @@ class TestBounded:
     def test_100000_rejected_credentials_leave_as_many_cases_as_were_asked_for(self) -> None:
         config = CacheConfig(max_size=self.SIZE)
         metrics = Metrics(threading.Lock())
-        core: Core[object] = Core(config, metrics, lambda: 0.5, object)
+        core: Core[object] = Core(config, metrics, lambda: 0.5, object, deque())
         recovery = Recovery(config, metrics, lambda: 0.5, core)
         for number in range(100_000):
             secret = some_secret(f"id-{number}")

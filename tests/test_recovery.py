@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -56,7 +57,7 @@ class World:
         metrics = Metrics(nullcontext())
         self.config = CacheConfig(**{"ttl": 1e6, **config})
         self.metrics = metrics
-        self.core: Core[object] = Core(self.config, metrics, lambda: 0.0, object)
+        self.core: Core[object] = Core(self.config, metrics, lambda: 0.0, object, deque())
         self.recovery = Recovery(self.config, metrics, draw, self.core)
         self.now = 0.0
         self.made: dict[str, float | None] = {"v1": -1e6}

@@ -170,6 +170,10 @@ class ThreadedBotoSource:
     def leave_loop(self) -> None:
         """Do nothing: no client of threads belongs to a loop."""
 
+    def start_anew_in_child(self) -> None:
+        """Make another client after a fork; see ``BotoSource``."""
+        self._source.start_anew_in_child()
+
     async def close(self) -> None:
         """Close the client's connections, if the client was made here."""
         self._source.close()

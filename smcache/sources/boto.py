@@ -261,8 +261,8 @@ def batch_from(response: Mapping[str, Any], secret_ids: Sequence[str]) -> Mappin
         except MalformedResponse:
             continue
         for secret_id in secret_ids:
-            # An ARN may be given without its six random characters.
-            if secret_id in (secret.name, secret.arn) or secret.arn.startswith(f"{secret_id}-"):
+            # An ARN may be given without its dash and six random characters; others may go on from there.
+            if secret_id in (secret.name, secret.arn, secret.arn[:-7]):
                 found[secret_id] = secret
     for error in response.get("Errors", ()):
         secret_id = str(error.get("SecretId", ""))
@@ -301,8 +301,20 @@ def translate(error: Exception, secret_id: str) -> SecretCacheError:
         failure = RequestRejected(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
     else:
         failure = SourceFailed(f"the client raised {type(error).__name__}", secret_id=secret_id)
-    failure.__cause__ = error.with_traceback(None)  # its frames would be kept, with bodies in their locals
+    failure.__cause__ = _alone(error)
     return failure
+
+
+def _alone(error: Exception) -> Exception:
+    """Strip an error of the request, and of the errors and frames behind it: these hold tokens and parts of bodies."""
+    from botocore import exceptions as aws  # noqa: PLC0415 - see translate
+
+    if isinstance(error, aws.HTTPClientError):
+        held: Any = error
+        held.request = held.response = None
+        held.kwargs.pop("error", None)
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _from_client_error(error: ClientError, secret_id: str) -> SecretCacheError:
