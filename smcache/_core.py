@@ -103,7 +103,6 @@ class Entry:
         "retry_at",
         "rotated_at",
         "secret",
-        "told",
     )
 
     def __init__(self, key: Key, secret: Secret) -> None:
@@ -119,7 +118,6 @@ class Entry:
         self.retry_at = NEVER  # the next refresh is not started before
         self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
         self.failures = 0  # refreshes failed in a row because AWS was unavailable
-        self.told = False  # the listeners know of trouble, which Recovered ends
 
     @property
     def arn(self) -> str:
@@ -407,7 +405,7 @@ class Core(Generic[Waiter]):
             ttl = config.ttl * (1 - config.jitter * self._jitter())
             fresh_until, refresh_at = now + ttl, now + ttl * config.refresh_after
         refusal = self._refusals.pop(entry.key, None)
-        if entry.told or (refusal is not None and refusal.told):
+        if self._is_told(entry) or (refusal is not None and refusal.told):
             self.events.append(Recovered(entry.key.secret_id, entry.key.stage, secret.version_id))
         self._unlink(entry)  # a secret deleted and made again has another ARN
         entry.secret = secret
@@ -415,7 +413,7 @@ class Core(Generic[Waiter]):
         entry.counter = entry.hits.counter
         entry.confirmed_at = now
         entry.flight_number = flight_number
-        entry.denied = entry.told = False
+        entry.denied = False
         entry.failures = 0
         entry.retry_at = NEVER
         entry.fresh_until = fresh_until
@@ -439,12 +437,12 @@ class Core(Generic[Waiter]):
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
         elif now < entry.fresh_until:
-            entry.told |= self._tell_denied(key, error, entry.denied)
+            self._tell_denied(key, error, entry.denied)
             entry.denied = True
             entry.deadline = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
-            self._refuse(key, error, now, denied=entry.denied, told=entry.told)
+            self._refuse(key, error, now, denied=entry.denied, told=self._is_told(entry))
 
     def _refuse(
         self, key: Key, error: SecretCacheError, now: float, *, denied: bool = False, told: bool = False
@@ -458,9 +456,11 @@ class Core(Generic[Waiter]):
         self._refusals[key] = Refusal(error, now + self.config.negative_ttl, denied, told)
 
     def _tell_denied(self, key: Key, error: SecretCacheError, denied: bool) -> bool:  # noqa: FBT001 - a state
-        """Tell the listeners that AWS says no, if they do not know; return whether they were told."""
-        no_rotation = key.stage == AWSPENDING and isinstance(error, SecretNotFound)  # as it should be
-        if not isinstance(error, DeniedError) or denied or no_rotation:
+        """Tell the listeners that AWS says no, if they do not know; return whether they were told.
+
+        Not of AWSPENDING, which exists while a rotation is under way, and which a policy may well withhold.
+        """
+        if not isinstance(error, DeniedError) or denied or key.stage == AWSPENDING:
             return False
         self.events.append(Denied(key.secret_id, key.stage, error.code))
         return True
@@ -551,10 +551,13 @@ class Core(Generic[Waiter]):
     def _is_stale(self, entry: Entry) -> bool:
         return entry.counter is self.metrics.stale_served.counter
 
+    def _is_told(self, entry: Entry) -> bool:
+        """Tell whether the listeners know of trouble, which Recovered ends."""
+        return self._is_stale(entry) or (entry.denied and entry.key.stage != AWSPENDING)
+
     def _now_stale(self, entry: Entry) -> None:
         if not self._is_stale(entry):
             entry.counter = self.metrics.stale_served.counter
-            entry.told = True
             self.events.append(ServedStale(entry.key.secret_id, entry.key.stage, entry.secret.version_id))
 
     def _depart(self, key: Key, now: float, *, background: bool = False) -> Flight[Waiter]:

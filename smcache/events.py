@@ -71,7 +71,7 @@ class ServedStale:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """AWS has said no, for the first time since it last said yes; ``Recovered`` ends it.
+    """AWS has said no, for the first time since it last said yes; ``Recovered`` ends it. Never of AWSPENDING.
 
     Attributes:
         secret_id: The secret as the caller named it.
