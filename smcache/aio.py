@@ -477,6 +477,7 @@ class AsyncSecretCache:
         self._loop = None
         self._tasks.clear()
         self._core.leave_flights()
+        self._listeners.stopped()  # the task that delivered, if any, has ended with its loop
         for source in self._sources:
             source.leave_loop()
 

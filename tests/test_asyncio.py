@@ -22,21 +22,24 @@ from smcache import (
     CacheConfig,
     FetchTimeout,
     InvalidArgument,
+    NotConfigured,
     Secret,
     SecretNotFound,
     SourceFailed,
     Unavailable,
     WrongLoop,
 )
+from smcache._core import MAX_BACKGROUND
 from smcache.sources import Answer
 from smcache.sources.aioboto import AioBotoSource, ThreadedBotoSource
 from smcache.testing import hang, rotate
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 
     from conftest import Clock
 
+    from smcache.events import Event
     from smcache.testing import PostgreSQL, SecretsManager
 
 GET = "GetSecretValue"
@@ -92,6 +95,7 @@ class FakeSource:
             self.gate.set()
         self.fetched = 0
         self.loops_left = 0
+        self.closed = False
         self.answer: Callable[[str], Secret] = lambda name: Secret("value", name=name, version_id="version")
 
     async def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
@@ -103,7 +107,8 @@ class FakeSource:
     def leave_loop(self) -> None:
         self.loops_left += 1
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        self.closed = True
 
 
 async def a_few_turns() -> None:
@@ -287,6 +292,63 @@ class TestLoops:
         assert source.fetched == 2
         assert source.loops_left == 2
 
+    def test_an_event_in_the_next_loop_is_told_there_and_once(self, run: Run) -> None:
+        """A hit does not look at the loop, so the rejected login is the first that happens in it."""
+        cache = AsyncSecretCache(source=FakeSource())
+        heard: list[str] = []
+        cache.subscribe(lambda event: heard.append(type(event).__name__))
+
+        @cache.retry_on_auth_error(NAME, is_auth_error=lambda error: isinstance(error, PermissionError))
+        async def connect(secret: Secret) -> None:
+            raise PermissionError
+
+        async def be_rejected() -> None:
+            with pytest.raises(PermissionError):
+                await connect()
+            await a_few_turns()
+
+        run(cache.get(NAME))
+        run(be_rejected())
+        assert heard.count("AuthFailed") == 1
+        run(cache.close())
+
+    def test_what_was_still_to_be_told_when_a_loop_was_dropped_is_told_in_the_next(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop], run: Run
+    ) -> None:
+        cache = AsyncSecretCache(source=FakeSource())
+        heard: list[str] = []
+
+        async def listen(event: Event) -> None:
+            if event.secret_id == "first":
+                await asyncio.Event().wait()
+            heard.append(event.secret_id)
+
+        async def read(name: str) -> None:
+            await cache.get(name)
+            await a_few_turns()
+
+        cache.subscribe(listen)
+        dropped = new_loop()
+        for name in ("first", "second"):
+            dropped.run_until_complete(read(name))
+        dropped.close()
+        run(read("third"))
+        assert heard == ["second", "third"]
+        run(cache.close())
+
+    def test_a_cache_is_closed_in_another_loop_than_that_of_its_readers(
+        self, new_loop: Callable[[], asyncio.AbstractEventLoop], run: Run
+    ) -> None:
+        source = FakeSource(is_open=False)
+        cache = AsyncSecretCache(source=source)
+        ended = new_loop()
+        left_behind = ended.create_task(cache.get(NAME))
+        ended.run_until_complete(a_few_turns())
+        ended.close()
+        run(cache.close())
+        assert source.closed
+        assert not left_behind.done()
+
     def test_without_asyncio_it_says_what_to_use_instead(self) -> None:
         cache = AsyncSecretCache(source=FakeSource())
         with pytest.raises(WrongLoop, match="use SecretCache"):
@@ -362,6 +424,29 @@ class TestWaitingForNothing:
                 source.answer = lambda name: Secret("new", name=name, version_id="new")
                 clock.advance(260)
                 assert (await cache.get(NAME)).string == "new"
+
+        run(main())
+
+    def test_on_lambda_a_stale_read_is_counted_once(
+        self, run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its reader waits for the refresh, which fails."""
+        monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "handler")
+        source = FakeSource()
+
+        def answer(name: str) -> Secret:
+            if clock.now > 1_000:
+                raise NotConfigured("no credentials")
+            return Secret("value", name=name, version_id="version")
+
+        async def main() -> None:
+            source.answer = answer
+            config = CacheConfig(ttl=100, jitter=0)
+            async with AsyncSecretCache(source=source, config=config, clock=clock, jitter=lambda: 1.0) as cache:
+                for seconds in (0, 90, 30):
+                    clock.advance(seconds)
+                    await cache.get(NAME)
+                assert cache.metrics.snapshot().stale_served == 1
 
         run(main())
 
@@ -452,6 +537,24 @@ class TestSources:
         run(main())
         assert source.fetched == 2
 
+    def test_prefetch_of_any_number_has_few_requests_under_way(self, run: Run) -> None:
+        under_way: list[int] = []
+
+        class Batches(FakeSource):
+            async def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[dict[str, Secret]]:
+                self.fetched += 1
+                await a_few_turns()
+                under_way.append(self.fetched)
+                self.fetched -= 1
+                return Answer({name: self.answer(name) for name in secret_ids})
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=Batches()) as cache:
+                assert await cache.prefetch([f"s{number}" for number in range(400)]) == {}
+
+        run(main())
+        assert max(under_way) == MAX_BACKGROUND
+
     def test_a_batch_that_ends_the_task_leaves_nobody_waiting(self, run: Run) -> None:
         class Cancelled(FakeSource):
             async def fetch_batch(self, secret_ids: object) -> Any:
@@ -517,6 +620,48 @@ class TestListeners:
         run(main())
         assert heard == ["coroutine new", "function new"]
         assert "a listener failed on Rotated of prod/db" in caplog.text
+
+    @pytest.mark.parametrize("cancelled", ["the listener", "every task of the loop"])
+    def test_whatever_is_cancelled_the_next_event_is_told(self, run: Run, cancelled: str) -> None:
+        heard: list[str] = []
+
+        async def listen(event: Event) -> None:
+            if event.secret_id == "first":
+                waiting = asyncio.ensure_future(asyncio.Event().wait())
+                if cancelled == "the listener":
+                    waiting.cancel()
+                await waiting
+            heard.append(event.secret_id)
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=FakeSource()) as cache:
+                cache.subscribe(listen)
+                await cache.get("first")
+                await a_few_turns()
+                await end_what_is_left()
+                await cache.get("second")
+                await a_few_turns()
+
+        run(main())
+        assert heard == ["second"]
+
+    def test_functions_and_coroutines_see_the_context_in_which_it_happened(self, run: Run) -> None:
+        request_id = contextvars.ContextVar("request_id", default="none")
+        seen: list[str] = []
+
+        async def listen(event: Event) -> None:
+            seen.append(request_id.get())
+
+        async def main() -> None:
+            async with AsyncSecretCache(source=FakeSource()) as cache:
+                cache.subscribe(listen)
+                cache.subscribe(lambda event: seen.append(request_id.get()))
+                request_id.set("7")
+                await cache.get(NAME)
+                await a_few_turns()
+
+        run(main())
+        assert seen == ["7", "7"]
 
     def test_a_listener_may_use_the_cache_and_even_close_it(self, run: Run) -> None:
         source = FakeSource()

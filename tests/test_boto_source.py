@@ -214,6 +214,18 @@ class TestAnswers:
         assert isinstance(found[arn], smcache.Secret)
         assert isinstance(found["no"], AccessDenied)
 
+    def test_a_partial_arn_is_not_the_beginning_of_another_secrets_arn(self) -> None:
+        partial = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod"
+        response = {
+            "SecretValues": [
+                {"ARN": f"{partial}-AbCdEf", "Name": "prod", "VersionId": VERSION, "SecretString": "v"},
+                {"ARN": f"{partial}-db-XyZabc", "Name": "prod-db", "VersionId": VERSION, "SecretString": "v"},
+            ]
+        }
+        ids = [partial, f"{partial}-db-XyZabc", f"{partial}-db"]
+        found = batch_from(response, ids)
+        assert [getattr(found[each], "name", None) for each in ids] == ["prod", "prod-db", "prod-db"]
+
     def test_versions_are_found_by_label_and_a_deleted_secret_has_none(self) -> None:
         told = {"VersionIdsToStages": {"a": ["AWSCURRENT", "blue"], "b": ["AWSPREVIOUS"], "c": []}}
         assert versions_from(told, "x") == {"AWSCURRENT": "a", "blue": "a", "AWSPREVIOUS": "b"}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import copy
 import io
@@ -12,7 +13,9 @@ import json
 import logging
 import pickle
 import pprint
+import socket
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +31,7 @@ from smcache.testing import answer, deny, malformed, server_error, throttle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import MakeCache
+    from conftest import Clock, MakeCache
 
     from smcache.testing import Fault, PostgreSQL, SecretsManager
 
@@ -36,7 +39,7 @@ NAME = "prod/db"
 
 
 def shown_by(error: BaseException) -> str:
-    """Return all that an error report may show: the chain, its attributes, and the locals of our frames."""
+    """Return all that an error report may show: the chain, its attributes, the locals of all frames but a test's."""
     shown = []
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
@@ -48,7 +51,7 @@ def shown_by(error: BaseException) -> str:
         pending += [each.__cause__, each.__context__]
         shown += [str(each), repr(each), repr(each.args), repr(vars(each))]
         for frame, _ in traceback.walk_tb(each.__traceback__):
-            if "/smcache/" in frame.f_code.co_filename or "/botocore/" in frame.f_code.co_filename:
+            if frame.f_code.co_filename != __file__:
                 shown.append(pprint.pformat(dict(frame.f_locals)))
     return "\n".join(shown)
 
@@ -134,6 +137,46 @@ def test_no_error_shows_a_value(aws: SecretsManager, make_cache: MakeCache, cana
         cache.refresh(NAME)
     assert canary not in shown_by(caught.value)
     assert canary not in shown_by(pickle.loads(pickle.dumps(caught.value)))  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("framing", ["content-length: 5000\r\n\r\n", "transfer-encoding: chunked\r\n\r\n1388\r\n"])
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+def test_no_error_keeps_the_beginning_of_an_answer_or_the_token_of_its_request(
+    canary: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str, framing: str
+) -> None:
+    """The connection ends in the middle of a body, of which the errors of http.client and aiohttp keep a part."""
+
+    def break_off(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the test has ended
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    request = connection.recv(65_536)
+                    while request and not request.endswith(b"}"):
+                        request = connection.recv(65_536)
+                    connection.sendall(f'HTTP/1.1 200 OK\r\n{framing}{{"SecretString": "{canary}"'.encode())
+
+    def read() -> None:
+        with smcache.SecretCache(clock=clock, sleep=clock.sleep) as cache:
+            cache.get(NAME)
+
+    async def read_in_loop() -> None:
+        async with smcache.AsyncSecretCache(clock=clock, sleep=clock.async_sleep) as cache:
+            await cache.get(NAME)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_SESSION_TOKEN", f"token {canary}")
+        serving = threading.Thread(target=break_off, args=(listener,), daemon=True)
+        serving.start()
+        with pytest.raises(smcache.Unavailable) as caught:
+            read() if kind == "threads" else asyncio.run(read_in_loop())
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join(30)
+    assert canary not in shown_by(caught.value)
 
 
 @pytest.mark.usefixtures("nothing_shown")

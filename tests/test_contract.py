@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -283,6 +284,20 @@ class TestRefreshing:
         assert sorted(heard[2:]) == [("prod/db", "v2", "v3")]
         assert cache.metrics.snapshot().rotations_seen == 2
 
+    def test_a_listener_by_a_partial_arn_hears_of_a_rotation_found_under_the_name(
+        self, aws: SecretsManager, make_cache: MakeCache, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        """AWS takes an ARN without its last seven characters, too."""
+        arn = aws.create("prod/db", "v1")
+        cache = make_cache()
+        heard: list[str] = []
+        cache.on_rotation(arn[:-7], lambda old, new: heard.append(new.string))
+        cache.get("prod/db")
+        aws.put("prod/db", "v2")
+        cache.refresh("prod/db")
+        wait_until_idle(cache)
+        assert heard == ["v2"]
+
     def test_check_version_first_fetches_the_value_only_when_it_has_changed(
         self, aws: SecretsManager, make_cache: MakeCache
     ) -> None:
@@ -526,6 +541,18 @@ class TestReplicas:
             assert cache.prefetch(["prod/db"]) == {}
             assert cache.get("prod/db").string == "v1"
         assert cache.metrics.snapshot().answers_by_region == {"eu-west-1": 1}
+
+    def test_a_replicas_no_in_a_batch_takes_no_value_away(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("primary/only", "x")
+        cache = make_cache(regions=self.REGIONS, ttl=100, refresh_after=1)
+        old = cache.get("primary/only")
+        clock.advance(100)
+        with aws.inject(server_error(503), times=None, operation=None, region="us-east-1"):
+            errors = cache.prefetch(["primary/only"])
+            assert {name: type(error) for name, error in errors.items()} == {"primary/only": Unavailable}
+            assert cache.get("primary/only") is old
 
     @pytest.mark.parametrize("regions", ["us-east-1", ("a", "a"), ("us-east-1", ""), (" eu-west-1",), (1,)])
     def test_regions_are_distinct_names(self, make_cache: MakeCache, regions: Any) -> None:
@@ -788,6 +815,34 @@ class TestPrefetch:
         aws.inject(deny(), operation="BatchGetSecretValue")
         assert {name: type(error) for name, error in cache.prefetch(["a"]).items()} == {"a": AccessDenied}
         assert cache.get("a").string == "va"
+
+    def test_all_who_prefetch_the_same_hear_that_their_batch_was_refused(
+        self, aws: SecretsManager, make_cache: MakeCache, together: Together
+    ) -> None:
+        aws.create("a", "va")
+        cache = make_cache()
+        aws.inject(deny(), operation="BatchGetSecretValue", times=None)
+        with aws.hold("BatchGetSecretValue") as hold:
+
+            def release_when_both_wait() -> None:
+                hold.wait_for(1)
+                while cache.metrics.snapshot().coalesced + aws.requests["BatchGetSecretValue"] < 2:
+                    time.sleep(0.001)
+                hold.release()
+
+            errors = together(2, lambda: cache.prefetch(["a"]), meanwhile=release_when_both_wait)
+        assert [{name: type(error) for name, error in each.items()} for each in errors] == [{"a": AccessDenied}] * 2
+
+    def test_closed_meanwhile_it_says_so(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        aws.create("a", "va")
+        cache = make_cache()
+        with ThreadPoolExecutor(1) as pool, aws.hold("BatchGetSecretValue") as hold:
+            loading = pool.submit(cache.prefetch, ["a"])
+            hold.wait_for(1)
+            cache.close()
+            hold.release()
+            with pytest.raises(CacheClosed):
+                loading.result(30)
 
     def test_readers_and_a_prefetch_share_one_request(self, aws: SecretsManager, make_cache: MakeCache) -> None:
         aws.create("a", "va")

@@ -27,7 +27,7 @@ from smcache._core import (
     check_key,
 )
 from smcache.errors import AccessDenied, FetchTimeout, InvalidArgument, SecretNotFound, Throttled, Unavailable
-from smcache.events import Rotated
+from smcache.events import Denied, Recovered, Rotated, ServedStale
 from smcache.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -86,6 +86,11 @@ def hot(cache: Core[object], key: Key = DB) -> Entry:
 
 def rotations(cache: Core[object]) -> list[Rotated]:
     return [event for event in cache.events if isinstance(event, Rotated)]
+
+
+def troubles(cache: Core[object]) -> list[type[object]]:
+    """Return the kinds of what was told of trouble and of its end."""
+    return [type(event) for event in cache.events if isinstance(event, (Denied, ServedStale, Recovered))]
 
 
 def counts(cache: Core[object]) -> tuple[int, int, int, int]:
@@ -788,6 +793,40 @@ def test_a_value_that_lands_after_a_denial_is_as_good_as_any() -> None:
     assert isinstance(cache.read(DB, 130), Refresh)
 
 
+# --- telling ------------------------------------------------------------------------------------------------
+
+
+def test_no_rotation_under_way_is_no_trouble_to_recover_from() -> None:
+    cache = core(negative_ttl=0)
+    pending = Key("prod/db", "AWSPENDING")
+    fail(cache, SecretNotFound("none"), pending)
+    load(cache, pending, "v2", now=1)
+    assert troubles(cache) == []
+
+
+def test_a_denial_is_told_once_until_aws_says_yes_whatever_comes_between() -> None:
+    cache = core(negative_ttl=1)
+    for now, error in enumerate([AccessDenied("no"), Unavailable("down"), AccessDenied("no")]):
+        fail(cache, error, now=10.0 * now)
+    assert troubles(cache) == [Denied]
+    fail(cache, Unavailable("down"), now=30)
+    load(cache, now=40)
+    fail(cache, AccessDenied("no"), now=50)
+    assert troubles(cache) == [Denied, Recovered, Denied]
+
+
+def test_a_value_that_was_too_old_to_be_served_meanwhile_still_recovers() -> None:
+    cache = core(ttl=100, jitter=0, max_stale=50, negative_ttl=1)
+    load(cache)
+    fail(cache, Unavailable("down"), now=99)
+    cache.read(DB, 110)
+    for now in (150, 160):
+        fail(cache, Unavailable("down"), now=now)
+    assert cache.peek(DB) is None
+    load(cache, now=170)
+    assert troubles(cache) == [ServedStale, Recovered]
+
+
 # --- remembered errors --------------------------------------------------------------------------------------
 
 
@@ -875,6 +914,15 @@ def test_a_late_landing_still_reaches_those_who_have_not_given_up() -> None:
     cache.landed(flight, secret("v1"), 10.5)
     assert served(cache.settle(flight, 10.5, 12)).version_id == "v1"
     assert cache.peek(DB) is None
+
+
+def test_what_lands_after_it_was_overdue_is_as_old_as_its_departure() -> None:
+    """The process was stopped meanwhile, and nobody knows when the answer came."""
+    cache = core(ttl=100, jitter=0)
+    flight = led(cache.read(DB, 0))
+    cache.landed(flight, secret("v1"), 3_600)
+    assert flight.secret is not None
+    assert isinstance(cache.read(DB, 3_600), Lead)
 
 
 def test_a_waiter_waits_no_longer_than_its_own_deadline() -> None:
@@ -984,6 +1032,16 @@ def test_invalidate_everything() -> None:
     cache.invalidate()
     assert not cache.hot
     assert not cache._flights
+    assert is_consistent(cache)
+
+
+def test_what_was_under_way_when_the_values_came_into_doubt_reaches_its_waiters_and_not_the_cache() -> None:
+    cache = core(ttl=100)
+    flight = led(cache.read(DB, 0))
+    cache.doubt(0)
+    cache.landed(flight, secret("v1"), 1)
+    assert served(cache.settle(flight, 1, 10)).version_id == "v1"
+    assert isinstance(cache.read(DB, 1), Lead)
     assert is_consistent(cache)
 
 

@@ -27,7 +27,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.config import Config
 
-from smcache import AccessDenied, AsyncSecretCache, CacheConfig, Secret, SecretCache, Unavailable
+from smcache import AccessDenied, AsyncSecretCache, CacheConfig, Secret, SecretCache, Unavailable, _lifecycle
 from smcache._clock import default_clock, thawing_clock
 from smcache._core import Core, Entry, Flight, Key, Lead
 from smcache._recovery import Recovery
@@ -195,14 +195,21 @@ class TestFork:
         assert aws.requests == {"GetSecretValue": 2}
 
     @linux
-    @pytest.mark.parametrize("kind", ["SecretCache", "AsyncSecretCache"])
-    def test_parent_and_child_talk_to_aws_through_different_sockets(self, aws: SecretsManager, kind: str) -> None:
+    @pytest.mark.parametrize(
+        ("kind", "aio"), [("SecretCache", True), ("AsyncSecretCache", True), ("AsyncSecretCache", False)]
+    )
+    def test_parent_and_child_talk_to_aws_through_different_sockets(
+        self, aws: SecretsManager, kind: str, *, aio: bool
+    ) -> None:
         """And the parent's stay connected, whatever the child throws away."""
         aws.create(NAME, "v1")
         printed = run_python(
             f"""
             import asyncio, gc, os, sys, threading
             from smcache import {kind}
+            from smcache.sources import aioboto
+            if not {aio}:
+                aioboto.find_spec = lambda name: None  # as without the extra
             loop = asyncio.new_event_loop()
             threading.Thread(target=loop.run_forever, daemon=True).start()
             def in_thread(reading): return asyncio.run_coroutine_threadsafe(reading, loop).result(30)
@@ -236,6 +243,34 @@ class TestFork:
         )
         assert printed == "done\n"
         assert aws.requests == {"GetSecretValue": 3}
+
+    def test_a_second_thread_forks_when_the_first_has_let_go_of_the_caches(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A fake cache and no fork: only so does the second begin at the worst moment."""
+        steps: list[str] = []
+
+        def fork() -> None:
+            _lifecycle._before_fork()
+            _lifecycle._after_fork_in_parent()
+
+        second = threading.Thread(target=fork)
+
+        class Held:
+            def _hold(self) -> None:
+                steps.append("hold")
+
+            def _let_go(self) -> None:
+                if second.ident is None:
+                    second.start()
+                    second.join(0.1)  # it cannot end before this has
+                steps.append("let go")
+
+        cache: Any = Held()
+        monkeypatch.setattr(_lifecycle, "_caches", {cache})
+        fork()
+        second.join(30)
+        assert steps == ["hold", "let go"] * 2
 
 
 @pytest.mark.parametrize("kind", [SecretCache, AsyncSecretCache])
@@ -379,6 +414,16 @@ class TestClocks:
         monotonic[0] += 5
         time_of_day[0] += 5
         assert clock() - began == 3_605
+
+    def test_freezes_too_short_to_be_told_from_an_adjusted_clock_add_up(self) -> None:
+        monotonic, time_of_day = [100.0], [1e9]
+        clock = thawing_clock(lambda: monotonic[0], lambda: time_of_day[0])
+        began = clock()
+        for _ in range(1_000):
+            monotonic[0] += 0.1
+            time_of_day[0] += 0.5
+            clock()
+        assert clock() - began == pytest.approx(500, abs=1)
 
     def test_a_time_of_day_set_back_takes_no_time_back(self) -> None:
         monotonic, time_of_day = [100.0], [1e9]

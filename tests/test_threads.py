@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smcache import CacheConfig, FetchTimeout, Secret, SecretCache, SourceFailed, Unavailable
-from smcache._core import BUSY_PAUSE, MAX_BACKGROUND
+from smcache import (
+    CacheClosed,
+    CacheConfig,
+    FetchTimeout,
+    NotConfigured,
+    Secret,
+    SecretCache,
+    SourceFailed,
+    Unavailable,
+)
+from smcache._core import BATCH_SIZE, BUSY_PAUSE, MAX_BACKGROUND
 from smcache.sources import Answer
 from smcache.testing import hang
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from conftest import Clock, MakeCache, Together
 
     from smcache import SecretCacheError
+    from smcache.events import Event
     from smcache.testing import SecretsManager
 
 GET = "GetSecretValue"
@@ -142,6 +152,23 @@ def test_on_lambda_a_refresh_runs_before_the_handler_returns(
     assert not our_threads()
 
 
+def test_on_lambda_a_stale_read_is_counted_once(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader waits for the refresh, which fails."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "handler")
+
+    def answer(secret_id: str) -> Secret:
+        if clock.now > 1_000:
+            raise NotConfigured("no credentials")
+        return version(secret_id)
+
+    config = CacheConfig(ttl=100, jitter=0)
+    with SecretCache(source=FakeSource(answer), config=config, clock=clock, jitter=lambda: 1.0) as cache:
+        for seconds in (0, 90, 30):
+            clock.advance(seconds)
+            cache.get("prod/db")
+        assert cache.metrics.snapshot().stale_served == 1
+
+
 def test_where_no_thread_can_be_started_the_reader_fetches_by_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,6 +228,36 @@ def test_a_fetch_sees_its_readers_context_and_a_refresh_in_the_background_does_n
     assert seen == ["first", "none"]
 
 
+def test_an_event_has_the_context_in_which_it_happened_whoever_passes_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first fetch stops between its decision and its telling; another thread tells for both."""
+    request_id = contextvars.ContextVar("request_id", default="none")
+    decided, told = threading.Event(), threading.Event()
+    heard: list[tuple[str, str]] = []
+
+    def read(name: str) -> None:
+        request_id.set(name)
+        cache.get(name)
+
+    def hesitate() -> None:
+        if request_id.get() == "a" and threading.current_thread().name == "smcache-fetch":
+            decided.set()
+            told.wait(30)
+        tell()
+
+    with SecretCache(source=FakeSource(version)) as cache, ThreadPoolExecutor(2) as pool:
+        tell = cache._tell
+        monkeypatch.setattr(cache, "_tell", hesitate)
+        cache.subscribe(lambda event: heard.append((event.secret_id, request_id.get())))
+        first = pool.submit(read, "a")
+        assert decided.wait(30)
+        pool.submit(read, "b").result(30)
+        told.set()
+        first.result(30)
+        for thread in our_threads():
+            thread.join(30)
+    assert heard == [("a", "a"), ("b", "b")]
+
+
 def test_prefetch_from_a_source_without_batches_fetches_one_by_one() -> None:
     def answer(secret_id: str) -> Secret:
         if secret_id == "bad":
@@ -215,6 +272,31 @@ def test_prefetch_from_a_source_without_batches_fetches_one_by_one() -> None:
         assert cache.metrics.snapshot().hits == 0
         cache.get("a")
         assert cache.metrics.snapshot().hits == 1
+
+
+def test_prefetch_of_any_number_has_few_threads_and_sends_no_batch_once_its_time_is_up(clock: Clock) -> None:
+    threads: list[int] = []
+    lanes = threading.Barrier(MAX_BACKGROUND)
+
+    class Batches(FakeSource):
+        def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[dict[str, Secret | SecretCacheError]]:
+            lanes.wait(30)
+            threads.append(len(our_threads()))
+            if clock.now > 1_000:
+                clock.advance(60)
+            lanes.wait(30)
+            return Answer({name: version(name) for name in secret_ids})
+
+    names = [f"s{number}" for number in range(4_000)]
+    with SecretCache(source=Batches(version), config=CacheConfig(max_size=4_000), clock=clock) as cache:
+        assert cache.prefetch(names) == {}
+        assert threads == [MAX_BACKGROUND] * 200
+        cache.invalidate()
+        clock.advance(1)
+        assert len(cache.prefetch(names)) >= 4_000 - MAX_BACKGROUND * BATCH_SIZE
+        for thread in our_threads():
+            thread.join(30)
+        assert len(threads) == 200 + MAX_BACKGROUND
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
@@ -248,3 +330,49 @@ def test_a_listener_may_use_the_cache(aws: SecretsManager, make_cache: MakeCache
     for thread in our_threads():
         thread.join(30)
     assert seen == ["v2"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
+def test_a_listener_that_ends_its_thread_ends_no_later_delivery() -> None:
+    heard: list[str] = []
+
+    def leave(event: Event) -> None:
+        if event.secret_id == "first":
+            raise SystemExit
+
+    with SecretCache(source=FakeSource(version)) as cache:
+        cache.subscribe(leave)
+        cache.subscribe(lambda event: heard.append(event.secret_id))
+        for name in ("first", "second"):
+            cache.get(name)
+            for thread in our_threads():
+                thread.join(30)
+    assert heard == ["second"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
+def test_on_lambda_a_listener_that_ends_the_fetchs_thread_keeps_no_reader_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "handler")
+
+    def leave(event: Event) -> None:
+        raise SystemExit
+
+    config = CacheConfig(fetch_timeout=60)
+    with SecretCache(source=FakeSource(version), config=config) as cache, ThreadPoolExecutor(1) as pool:
+        cache.subscribe(leave)
+        assert pool.submit(cache.get, "prod/db").result(30).string == "value 1"
+
+
+def test_a_cache_closed_between_two_retries_sends_no_more_requests() -> None:
+    def fail(secret_id: str) -> Secret:
+        raise Unavailable("down")
+
+    source = FakeSource(fail)
+    cache = SecretCache(source=source, sleep=lambda _: cache.close())
+    with pytest.raises(CacheClosed):
+        cache.get("prod/db")
+    for thread in our_threads():
+        thread.join(30)
+    assert source.fetched == ["prod/db"]
