@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import botocore.exceptions as aws_errors
 import pytest
+from botocore.exceptions import DataNotFoundError
 from botocore.parsers import ResponseParserError
+from botocore.session import get_session
 from botocore.stub import Stubber
 
 import smcache
@@ -27,7 +29,15 @@ from smcache import (
     Unavailable,
 )
 from smcache.sources import BatchSource, Source, VersionSource
-from smcache.sources.boto import ERRORS_BY_CODE, BotoSource, batch_from, secret_from, translate, versions_from
+from smcache.sources.boto import (
+    ERRORS_BY_CODE,
+    BotoSource,
+    batch_from,
+    secret_from,
+    translate,
+    versions_from,
+    without_listing_services,
+)
 
 if TYPE_CHECKING:
     from smcache import (
@@ -231,3 +241,11 @@ class TestAnswers:
         assert versions_from(told, "x") == {"AWSCURRENT": "a", "blue": "a", "AWSPREVIOUS": "b"}
         with pytest.raises(SecretDeleted):
             versions_from({**told, "DeletedDate": "2026-01-01"}, "x")
+
+
+def test_a_client_made_here_finds_its_model_without_a_list_of_all_services() -> None:
+    session = without_listing_services(get_session())
+    client = session.create_client("sts", region_name="eu-west-1")  # as credentials of a role need it
+    assert "GetCallerIdentity" in client.meta.service_model.operation_names
+    with pytest.raises(DataNotFoundError):
+        session.create_client("no-such-service", region_name="eu-west-1")

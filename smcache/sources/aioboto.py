@@ -23,6 +23,7 @@ from smcache.sources.boto import (
     translate,
     versions_from,
     wanted,
+    without_listing_services,
 )
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class AioBotoSource:
         """
         make_config, get_session = await in_thread(_import_aiobotocore)  # half a second, not the loop's
         config = make_config(**client_settings(self._fetch_timeout))
-        session = get_session()
+        session = without_listing_services(get_session())
         async with session.create_client("secretsmanager", region_name=self._region, config=config) as client:
             yield client
 
