@@ -18,7 +18,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
-from smcache.errors import DecryptionFailed, FetchTimeout, InvalidArgument, SecretNotFound, Unavailable
+from smcache.errors import (
+    DecryptionFailed,
+    FetchTimeout,
+    InvalidArgument,
+    MalformedResponse,
+    SecretCacheError,
+    SecretNotFound,
+    Unavailable,
+)
 from smcache.errors import Denied as DeniedError
 from smcache.errors import Throttled as ThrottledError
 from smcache.events import Denied, Fetched, Recovered, Rotated, ServedStale, Throttled
@@ -26,10 +34,9 @@ from smcache.metrics import Tally
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from smcache.config import CacheConfig
-    from smcache.errors import SecretCacheError
     from smcache.metrics import Metrics
     from smcache.secret import Secret
 
@@ -164,6 +171,23 @@ class Flight(Generic[Waiter]):
         """Tell whether there is a value or an error; a flight that was given up has neither."""
         return self.secret is not None or self.error is not None
 
+    def failure(self) -> SecretCacheError | None:
+        """Return why it brought no value, as a fresh object; None if it brought one."""
+        if self.secret is not None:
+            return None
+        return (self.error or self.trouble or Unavailable("not loaded", secret_id=self.key.secret_id)).fresh()
+
+    def part_of(
+        self, batch: Flight[Waiter], found: Mapping[str, Secret | SecretCacheError]
+    ) -> Secret | SecretCacheError:
+        """Return what the answer to a batch says of this flight. That a replica does not give it means nothing."""
+        self.from_replica = batch.from_replica
+        secret_id = self.key.secret_id
+        result = found.get(secret_id) or MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
+        if self.from_replica and isinstance(result, SecretCacheError):
+            return Unavailable("the replica does not give it", secret_id=secret_id)
+        return result
+
     def wanted_stage(self) -> str | None:
         """Return the label to send: none beside a version that is read whatever its labels."""
         return None if self.key.version_id is not None and self.key.stage == AWSCURRENT else self.key.stage
@@ -174,6 +198,12 @@ class Flight(Generic[Waiter]):
             return self.known
         self.has_moved = self.key.stage in versions
         return None
+
+
+def lanes(flights: Sequence[Flight[Waiter]]) -> list[list[Sequence[Flight[Waiter]]]]:
+    """Return the batches for many flights, in lanes: those of a lane are asked for one after the other."""
+    batches = [flights[start : start + BATCH_SIZE] for start in range(0, len(flights), BATCH_SIZE)]
+    return [batches[lane::MAX_BACKGROUND] for lane in range(min(len(batches), MAX_BACKGROUND))]
 
 
 class Refusal(NamedTuple):

@@ -20,8 +20,6 @@ from smcache._arguments import checked_config, checked_ids, checked_regions, ref
 from smcache._clock import default_clock, default_jitter
 from smcache._core import (
     AWSCURRENT,
-    BATCH_SIZE,
-    MAX_BACKGROUND,
     Core,
     Join,
     Key,
@@ -30,6 +28,7 @@ from smcache._core import (
     Refuse,
     Serve,
     check_key,
+    lanes,
 )
 from smcache._factory import Placement, StartedAsync, refuse_sync
 from smcache._lifecycle import follow_process
@@ -40,7 +39,6 @@ from smcache.errors import (
     CacheClosed,
     FetchTimeout,
     InvalidArgument,
-    MalformedResponse,
     NoOtherVersion,
     SecretCacheError,
     SourceFailed,
@@ -189,17 +187,15 @@ class AsyncSecretCache:
         self._enter()
         lead, join = self._core.batch(keys, self._clock())
         errors: dict[str, SecretCacheError] = {}
-        batches = [lead[start : start + BATCH_SIZE] for start in range(0, len(lead), BATCH_SIZE)]
-        for lane in range(min(len(batches), MAX_BACKGROUND)):
-            self._launch(self._fly_batches(batches[lane::MAX_BACKGROUND]))
+        for batches in lanes(lead):
+            self._launch(self._fly_batches(batches))
         for flight in lead + join:
             await self._wait(flight, until)
             if not flight.done.done():
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
-            elif flight.secret is None:
+            elif (failure := flight.failure()) is not None:
                 self._refuse_closed()
-                error = flight.error or flight.trouble or Unavailable("not loaded", secret_id=flight.key.secret_id)
-                errors[flight.key.secret_id] = error.fresh()
+                errors[flight.key.secret_id] = failure
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------
@@ -573,16 +569,11 @@ class AsyncSecretCache:
             self._gave_up(flights)
             raise
         for flight in flights:
-            flight.from_replica = first.from_replica
-            secret_id = flight.key.secret_id
-            result = found.get(secret_id)
+            result = flight.part_of(first, found)
             if isinstance(result, Secret):
                 self._landed(flight, result)
-            elif first.from_replica:
-                self._failed(flight, Unavailable("the replica does not give it", secret_id=secret_id))
             else:
-                missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
-                self._failed(flight, result or missing)
+                self._failed(flight, result)
 
     async def _retrying(self, flight: Flight[Done], fetch: Callable[[], Awaitable[Value]]) -> Value:
         """Repeat a fetch while AWS is unavailable and the deadline allows, and end it there."""

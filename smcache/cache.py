@@ -18,8 +18,6 @@ from smcache._arguments import checked_config, checked_ids, checked_regions, ref
 from smcache._clock import default_clock, default_jitter
 from smcache._core import (
     AWSCURRENT,
-    BATCH_SIZE,
-    MAX_BACKGROUND,
     Core,
     Join,
     Key,
@@ -28,6 +26,7 @@ from smcache._core import (
     Refuse,
     Serve,
     check_key,
+    lanes,
 )
 from smcache._factory import Placement, Started, refuse_async
 from smcache._lifecycle import follow_process
@@ -38,7 +37,6 @@ from smcache.errors import (
     CacheClosed,
     FetchTimeout,
     InvalidArgument,
-    MalformedResponse,
     NoOtherVersion,
     SecretCacheError,
     SourceFailed,
@@ -215,16 +213,14 @@ class SecretCache:
             self._refuse_closed()
             lead, join = self._core.batch(keys, self._clock())
         errors: dict[str, SecretCacheError] = {}
-        batches = [lead[start : start + BATCH_SIZE] for start in range(0, len(lead), BATCH_SIZE)]
-        for lane in range(min(len(batches), MAX_BACKGROUND)):
-            self._launch(self._fly_batches, batches[lane::MAX_BACKGROUND])
+        for batches in lanes(lead):
+            self._launch(self._fly_batches, batches)
         for flight in lead + join:
             if not flight.done.wait(max(0.0, until - self._clock())):
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
-            elif flight.secret is None:
+            elif (failure := flight.failure()) is not None:
                 self._refuse_closed()
-                error = flight.error or flight.trouble or Unavailable("not loaded", secret_id=flight.key.secret_id)
-                errors[flight.key.secret_id] = error.fresh()
+                errors[flight.key.secret_id] = failure
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------
@@ -578,16 +574,11 @@ class SecretCache:
             self._gave_up(flights)
             raise
         for flight in flights:
-            flight.from_replica = first.from_replica
-            secret_id = flight.key.secret_id
-            result = found.get(secret_id)
+            result = flight.part_of(first, found)
             if isinstance(result, Secret):
                 self._landed(flight, result)
-            elif first.from_replica:
-                self._failed(flight, Unavailable("the replica does not give it", secret_id=secret_id))
             else:
-                missing = MalformedResponse("the answer of AWS leaves it out", secret_id=secret_id)
-                self._failed(flight, result or missing)
+                self._failed(flight, result)
 
     def _retrying(self, flight: Flight[threading.Event], fetch: Callable[[], Value]) -> Value:
         """Repeat a fetch while AWS is unavailable and the deadline allows."""

@@ -968,14 +968,17 @@ class TestClosing:
                 use()
         assert cache.metrics.snapshot().api_calls == 1
 
-    def test_what_lands_after_closing_is_not_kept(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+    def test_what_lands_after_closing_is_not_kept(
+        self, aws: SecretsManager, make_cache: MakeCache, wait_until_idle: WaitUntilIdle
+    ) -> None:
         aws.create("prod/db", "v1")
         cache = make_cache()
         with ThreadPoolExecutor(1) as pool, aws.hold() as hold:
             early = pool.submit(cache.get, "prod/db")
             hold.wait_for(1)
             cache.close()
-            hold.release()
             with pytest.raises(CacheClosed):
                 early.result(30)
+            hold.release()
+        wait_until_idle(cache)
         assert "0 values, closed" in repr(cache)
