@@ -48,6 +48,9 @@ def checked_regions(regions: Sequence[str], client: object, source: object) -> t
         raise InvalidArgument(f"{together} were given together", hint="values come from one of them")
     if isinstance(regions, str):
         raise InvalidArgument("regions= takes a list of names, not one", hint=f"regions=[{regions!r}]")
+    unchecked: object = regions
+    if not isinstance(unchecked, (list, tuple)):
+        raise InvalidArgument(f"regions= takes a list of names, not {type(unchecked).__name__}")
     given: tuple[object, ...] = tuple(regions)
     names = {name for name in given if isinstance(name, str) and name and name == name.strip()}
     if len(names) < len(given):

@@ -554,7 +554,7 @@ class TestReplicas:
             assert {name: type(error) for name, error in errors.items()} == {"primary/only": Unavailable}
             assert cache.get("primary/only") is old
 
-    @pytest.mark.parametrize("regions", ["us-east-1", ("a", "a"), ("us-east-1", ""), (" eu-west-1",), (1,)])
+    @pytest.mark.parametrize("regions", ["us-east-1", ("a", "a"), ("us-east-1", ""), (" eu-west-1",), (1,), 5, {"a"}])
     def test_regions_are_distinct_names(self, make_cache: MakeCache, regions: Any) -> None:
         with pytest.raises(InvalidArgument, match="regions="):
             make_cache(regions=regions)

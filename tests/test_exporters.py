@@ -554,3 +554,9 @@ def test_what_needs_no_package_loads_none() -> None:
     code = "import sys, smcache.exporters.emf, smcache.exporters.log; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 - our own code
     assert not set(done.stdout.split()) & {"boto3", "botocore", "opentelemetry", "prometheus_client", "asyncio"}
+
+
+@pytest.mark.parametrize("export", [CacheCollector, instrument])
+def test_a_cache_without_a_name_is_refused_at_once(export: Any, make_cache: MakeCache) -> None:
+    with pytest.raises(InvalidArgument, match="by name, not as"):
+        export(make_cache())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from smcache.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from smcache.aio import AsyncSecretCache
@@ -19,6 +22,16 @@ class Count(NamedTuple):
     field: str
     unit: str
     meaning: str
+
+
+def check_caches(caches: object) -> None:
+    """Refuse what is no mapping of caches.
+
+    Raises:
+        InvalidArgument: What it is instead.
+    """
+    if not isinstance(caches, Mapping):
+        raise InvalidArgument(f"caches are given by name, not as {type(caches).__name__}", hint='{"app": cache}')
 
 
 COUNTS = (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from smcache import __version__
 from smcache.errors import MissingExtra
 from smcache.events import Fetched
-from smcache.exporters._counts import COUNTS, by_version
+from smcache.exporters._counts import COUNTS, by_version, check_caches
 from smcache.metrics import LATENCY_BOUNDS
 
 try:
@@ -75,7 +75,11 @@ def instrument(
 
     Returns:
         A function that ends it.
+
+    Raises:
+        InvalidArgument: It is no mapping.
     """
+    check_caches(caches)
     caches = dict(caches)
     meter = get_meter("smcache", __version__, meter_provider=meter_provider)
     tracer = get_tracer("smcache", __version__, tracer_provider)

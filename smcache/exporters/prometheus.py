@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from smcache.errors import MissingExtra
-from smcache.exporters._counts import COUNTS, by_version
+from smcache.exporters._counts import COUNTS, by_version, check_caches
 from smcache.metrics import LATENCY_BOUNDS
 
 try:
@@ -54,11 +54,15 @@ class CacheCollector(Collector):
             (when AWS last gave or confirmed it) and ``smcache_secret_rotated_timestamp_seconds`` (when this cache
             saw it rotate).
         prices: What the requests are charged at; AWS's list prices by default.
+
+    Raises:
+        InvalidArgument: The caches are no mapping.
     """
 
     def __init__(
         self, caches: Mapping[str, Cache], *, secret_names: bool = False, prices: CostModel | None = None
     ) -> None:
+        check_caches(caches)
         self._caches = caches
         self._secret_names = secret_names
         self._prices = prices
