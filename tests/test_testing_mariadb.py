@@ -16,7 +16,7 @@ import pymysql
 import pytest
 
 from smcache.testing import mariadb_server as module
-from smcache.testing._process import free_port
+from smcache.testing._process import account_of_server, free_port
 from smcache.testing.mariadb_server import INSTALL, is_installed, mariadb
 
 if TYPE_CHECKING:
@@ -124,6 +124,19 @@ def test_no_server_outlives_a_killed_process() -> None:
             assert parent.wait(30) != 0
             until(lambda directory=directory: not Path(directory).exists())  # type: ignore[misc] # it infers no lambda
             assert not accepts(int(port))
+
+
+def test_a_server_that_starts_leaves_the_temporary_tables_of_others_alone() -> None:
+    """Servers that start at the same time would fail otherwise, where they share /tmp."""
+    theirs = Path("/tmp") / f"#sql-temptable-smcache-{os.getpid()}.frm"  # noqa: S108 - a name as MariaDB's
+    try:
+        theirs.touch()
+        if account := account_of_server():
+            os.chown(theirs, account["user"], account["group"])
+        with mariadb():
+            assert theirs.exists()
+    finally:
+        theirs.unlink(missing_ok=True)
 
 
 def test_a_server_that_does_not_start_is_an_error_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,8 +152,10 @@ class MariaDB:
     def _install(self, directory: Path, account: Mapping[str, Any]) -> None:
         done = subprocess.run(  # noqa: S603 - our own command
             [
-                *(self._installer, "--no-defaults", f"--datadir={directory}/data", "--skip-test-db"),
-                *("--auth-root-authentication-method=normal", "--skip-name-resolve", "--innodb-log-file-size=4M"),
+                # A tmpdir of its own: a MariaDB that starts removes the temporary tables of others in a shared one.
+                *(self._installer, "--no-defaults", f"--datadir={directory}/data", f"--tmpdir={directory}"),
+                *("--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"),
+                "--innodb-log-file-size=4M",
             ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
