@@ -366,9 +366,13 @@ class AsyncSecretCache:
 
     async def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
         """Take in that the server refused a version; return the next to try, or None if its failure is final."""
-        self._recovery.rejected(call, refused, verdict, self._clock())
-        self._tell()
+        self._refused(call, refused, verdict)
         return await self._reach(call, key, None)
+
+    def _refused(self, call: Call, secret: Secret, verdict: Verdict) -> None:
+        """Take in that the server refused a version."""
+        self._recovery.rejected(call, secret, verdict, self._clock())
+        self._tell()
 
     async def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
         """Perform what ``_recovery`` decides, until there is a version to try or none is to be had."""

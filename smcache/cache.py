@@ -395,10 +395,14 @@ class SecretCache:
 
     def _next(self, call: Call, key: Key, refused: Secret, verdict: Verdict) -> Secret | None:
         """Take in that the server refused a version; return the next to try, or None if its failure is final."""
-        with self._lock:
-            self._recovery.rejected(call, refused, verdict, self._clock())
-        self._tell()
+        self._refused(call, refused, verdict)
         return self._reach(call, key, None)
+
+    def _refused(self, call: Call, secret: Secret, verdict: Verdict) -> None:
+        """Take in that the server refused a version."""
+        with self._lock:
+            self._recovery.rejected(call, secret, verdict, self._clock())
+        self._tell()
 
     def _reach(self, call: Call, key: Key, step: RecoveryStep | None) -> Secret | None:
         """Perform what ``_recovery`` decides, until there is a version to try or none is to be had."""
