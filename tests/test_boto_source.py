@@ -147,12 +147,14 @@ class TestLogs:
         assert "canary-in-a-body" not in caplog.text
 
 
-def client_error(code: str, message: str = "no", status: int = 400, **more: Any) -> aws_errors.ClientError:
+def client_error(
+    code: str, message: str = "no", status: int = 400, operation: str = "GetSecretValue", **more: Any
+) -> aws_errors.ClientError:
     told: Any = {
         "Error": {"Code": code, "Message": message},
         "ResponseMetadata": {"HTTPStatusCode": status, **more},
     }
-    return aws_errors.ClientError(told, "GetSecretValue")
+    return aws_errors.ClientError(told, operation)
 
 
 class TestErrors:
@@ -169,14 +171,23 @@ class TestErrors:
             (client_error("Whatever", status=400), RequestRejected, 1),
             (client_error("Whatever", status=429), Throttled, 1),
             (client_error("Whatever", status=502), Unavailable, 1),
+            # Of a proxy or a gateway: botocore puts the status where there is no code of AWS.
+            *((client_error(str(status), status=status), MalformedResponse, 1) for status in (302, 400, 403, 404, 407)),
+            (client_error("429", status=429), Throttled, 1),
+            (client_error("503", status=503), Unavailable, 1),
+            (client_error("AccessDenied", operation="AssumeRole"), NotConfigured, 0),
+            (client_error("IDPCommunicationError", operation="AssumeRoleWithWebIdentity"), NotConfigured, 0),
             (client_error("ThrottlingException", RetryAttempts=4), Throttled, 5),
             (client_error("InvalidRequestException", "... it was marked for deletion."), SecretDeleted, 1),
             (client_error("InvalidRequestException", "... something else"), RequestRejected, 1),
             (aws_errors.EndpointConnectionError(endpoint_url="http://x"), Unavailable, 1),
             (aws_errors.ReadTimeoutError(endpoint_url="http://x"), Unavailable, 1),
+            (aws_errors.IncompleteReadError(actual_bytes=1, expected_bytes=2), Unavailable, 1),
             (ConnectionResetError(), Unavailable, 1),
             (aws_errors.NoCredentialsError(), NotConfigured, 0),
             (aws_errors.NoRegionError(), NotConfigured, 0),
+            (aws_errors.MetadataRetrievalError(error_msg="no role"), NotConfigured, 0),
+            (aws_errors.InvalidRegionError(region_name="-"), NotConfigured, 0),
             (aws_errors.ParamValidationError(report="bad"), RequestRejected, 0),
             (ZeroDivisionError(), SourceFailed, 1),
         ],

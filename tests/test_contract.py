@@ -647,10 +647,11 @@ class TestErrors:
             (server_error(503), Unavailable),
             (drop(), Unavailable),
             (malformed(), MalformedResponse),
+            (malformed(status=403), MalformedResponse),
             (answer({"ARN": "a", "Name": "prod/db", "VersionId": UNKNOWN_VERSION}), MalformedResponse),
             (answer({"ARN": "a", "Name": "prod/db", "SecretString": "x"}), MalformedResponse),
         ],
-        ids=["throttle", "500", "503", "drop", "garbage", "no value", "no version"],
+        ids=["throttle", "500", "503", "drop", "garbage", "403 of a proxy", "no value", "no version"],
     )
     def test_trouble_is_tried_again_and_passes_unnoticed(
         self, aws: SecretsManager, make_cache: MakeCache, fault: Fault, expected: type[Unavailable]
@@ -699,7 +700,9 @@ class TestErrors:
                 cache.get("prod/db")
         assert cache.get("prod/db").string == "v1"
 
-    @pytest.mark.parametrize("fault", [throttle(), server_error(), drop(), tcp_reset(), malformed()])
+    @pytest.mark.parametrize(
+        "fault", [throttle(), server_error(), drop(), tcp_reset(), malformed(), malformed(status=404)]
+    )
     def test_whatever_the_trouble_readers_of_an_old_value_go_on_at_hit_speed(
         self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, fault: Fault, wait_until_idle: WaitUntilIdle
     ) -> None:

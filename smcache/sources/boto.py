@@ -70,6 +70,7 @@ ERRORS_BY_CODE: dict[str, type[SecretCacheError]] = {
     "MissingAuthenticationTokenException": NotConfigured,
     "RequestExpired": NotConfigured,
 }
+OPERATIONS = {"GetSecretValue", "DescribeSecret", "BatchGetSecretValue"}
 HOLD_ARNS = {"SecretId", "SecretIdList", "ARN", "SecretValues", "Errors"}  # of requests and answers
 TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
@@ -295,26 +296,15 @@ def translate(error: Exception, secret_id: str) -> SecretCacheError:
     failure: SecretCacheError
     if isinstance(error, aws.ClientError):
         failure = _from_client_error(error, secret_id)
-    elif isinstance(
-        error,
-        (
-            aws.NoCredentialsError,
-            aws.PartialCredentialsError,
-            aws.CredentialRetrievalError,
-            aws.TokenRetrievalError,
-            aws.SSOError,
-            aws.NoRegionError,
-            aws.ProfileNotFound,
-        ),
-    ):
-        failure = NotConfigured(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
-    elif isinstance(error, (aws.HTTPClientError, aws.ConnectionError, OSError)):
+    elif isinstance(error, (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, OSError)):
         failure = Unavailable(f"no answer from AWS: {error}", secret_id=secret_id, code=type(error).__name__)
     elif isinstance(error, (ResponseParserError, UnicodeError)):
         # The text and the attributes of these hold the body they could not parse: no cause, no text.
         return MalformedResponse("the answer of AWS cannot be parsed", secret_id=secret_id)
-    elif isinstance(error, aws.BotoCoreError):
+    elif isinstance(error, aws.ParamValidationError):
         failure = RequestRejected(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
+    elif isinstance(error, aws.BotoCoreError):  # of credentials, profiles, regions, endpoints
+        failure = NotConfigured(str(error), secret_id=secret_id, code=type(error).__name__, requests=0)
     else:
         failure = SourceFailed(f"the client raised {type(error).__name__}", secret_id=secret_id)
     failure.__cause__ = _alone(error)
@@ -337,6 +327,8 @@ def _from_client_error(error: ClientError, secret_id: str) -> SecretCacheError:
     told = cast("dict[str, Any]", error.response)
     code = str(told.get("Error", {}).get("Code", ""))
     message = str(told.get("Error", {}).get("Message", ""))[:LONGEST_MESSAGE]
+    if error.operation_name not in OPERATIONS:  # STS, say, which was asked for credentials
+        return NotConfigured(f"{error.operation_name}: {message}", secret_id=secret_id, code=code, requests=0)
     status = told.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     kind = _error_kind(code, message, status)
     return kind(message, secret_id=secret_id, code=code, requests=1 + hidden_retries(told))
@@ -350,7 +342,10 @@ def _error_kind(code: str, message: str, status: int) -> type[SecretCacheError]:
         return ERRORS_BY_CODE[code]
     if status == TOO_MANY_REQUESTS:
         return Throttled
-    return Unavailable if status >= SERVER_ERROR else RequestRejected
+    if status >= SERVER_ERROR:
+        return Unavailable
+    # Where an answer names no error, botocore puts the status: it is a proxy's or a gateway's, and AWS has not spoken.
+    return MalformedResponse if code == str(status) else RequestRejected
 
 
 def hidden_retries(response: Mapping[str, Any]) -> int:

@@ -105,9 +105,12 @@ def hang() -> Fault:
     return Fault(end="hang")
 
 
-def malformed(body: bytes = b"<html>not what you asked for</html>") -> Fault:
-    """200 with a body that is not JSON. Note that botocore takes it for an answer without any field."""
-    return Fault(body=body)
+def malformed(body: bytes = b"<html>not what you asked for</html>", status: int = 200) -> Fault:
+    """A body that is not JSON, as a proxy or a filter sends it, also with 403 or 404.
+
+    With 200, botocore takes it for an answer without any field; otherwise, for an error whose code is the status.
+    """
+    return Fault(body=body, status=status)
 
 
 def answer(body: Mapping[str, Any]) -> Fault:
