@@ -4,8 +4,8 @@ A driver asks what to do (``read``, ``ask``), does it, and reports what came of 
 
     Serve(secret)           return it
     Refuse(error)           raise it, as a fresh object
-    Lead(flight)            start the flight, then wait for it and call ``settle``
-    Join(flight)            wait for the flight somebody else leads, then call ``settle``
+    Lead(flight, until)     start the flight, then wait for it, no longer than that, and call ``settle``
+    Join(flight, until)     wait likewise for the flight somebody else leads
     Refresh(flight, secret) start the flight in the background, return the secret at once
 
 The sync driver holds one lock around each call; the async driver has no ``await`` between calls. ``now`` is
@@ -46,6 +46,7 @@ AWSPENDING = "AWSPENDING"
 BATCH_SIZE = 20  # secrets in one BatchGetSecretValue; source: botocore's model, SecretIdList
 MAX_BACKGROUND = 4  # refreshes in the background at a time
 BUSY_PAUSE = 0.1  # how long a due refresh is put off when that many are under way
+PATIENCE = 1.0  # how long a reader waits for AWS who can be served an old value
 FIRST_BACKOFF = 1.0  # before the second refresh of a value whose first one failed; doubles
 MAX_BACKOFF = 60.0
 FIRST_RETRY = 0.1  # before the second request of one fetch; doubles
@@ -107,6 +108,7 @@ class Entry:
         "fresh_until",
         "hits",
         "key",
+        "last_departed",
         "retry_at",
         "rotated_at",
         "secret",
@@ -121,6 +123,7 @@ class Entry:
         self.confirmed_at = NEVER
         self.rotated_at: float | None = None
         self.flight_number = 0  # of the flight that brought the value or last confirmed it
+        self.last_departed = 0  # the number of the last flight that had left by then
         self.fresh_until = NEVER
         self.retry_at = NEVER  # the next refresh is not started before
         self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
@@ -145,6 +148,7 @@ class Flight(Generic[Waiter]):
         "error",
         "from_replica",
         "has_moved",
+        "is_needed",
         "key",
         "known",
         "number",
@@ -160,12 +164,18 @@ class Flight(Generic[Waiter]):
         self.overdue_at = overdue_at
         self.done = done  # the driver's own: an event it sets after landed() or failed()
         self.background = False
+        self.is_needed = False  # somebody has no value to go on with: worth repeating a request for
         self.known: Secret | None = None  # what the cache holds: check_version_first compares with it
         self.from_replica = False
         self.has_moved = False  # DescribeSecret has shown the label on another version
         self.secret: Secret | None = None
         self.error: SecretCacheError | None = None
         self.trouble: SecretCacheError | None = None  # why the request was repeated
+
+    @property
+    def is_slow_at(self) -> float:
+        """From when on readers with an old value no longer wait for it."""
+        return self.departed_at + PATIENCE
 
     def has_ended(self) -> bool:
         """Tell whether there is a value or an error; a flight that was given up has neither."""
@@ -225,10 +235,12 @@ class Refuse(NamedTuple):
 
 class Lead(NamedTuple):
     flight: Flight[Any]
+    until: float
 
 
 class Join(NamedTuple):
     flight: Flight[Any]
+    until: float
 
 
 class Refresh(NamedTuple):
@@ -263,7 +275,6 @@ class Core(Generic[Waiter]):
         self._refusals: LRUCache[Key, Refusal] = LRUCache(config.max_size)
         self._flights: dict[Key, Flight[Waiter]] = {}
         self._entries_by_arn: dict[str, tuple[Entry, ...]] = {}
-        self._in_background = 0
         self.departed = 0  # the number of the last flight
         #: What has happened since the driver last told its listeners, the oldest first.
         self.events = events
@@ -273,27 +284,36 @@ class Core(Generic[Waiter]):
 
     def read(self, key: Key, now: float) -> Step:
         """Decide how one read is answered; count it."""
+        step = self._decide(key, now, now + self.config.fetch_timeout)
+        match step:
+            case Lead():
+                self.metrics.misses += 1
+            case Join():
+                self.metrics.coalesced += 1
+            case Serve() | Refresh():
+                next(self._table[key].counter)
+        return step
+
+    def _decide(self, key: Key, now: float, until: float) -> Step:
         flight = self._under_way(key, now)
         entry = self._table.get(key)
-        if (
-            entry is None
-            or now >= self._stale_until(entry)
-            or (now >= entry.fresh_until and not _in_trouble(entry, flight, now))
-        ):
-            return self._read_from_aws(key, flight, now)
+        has_value = entry is not None and now < self._stale_until(entry)
+        if entry is None or not has_value or (now >= entry.fresh_until and not _in_trouble(entry, flight, now)):
+            return self._read_from_aws(key, flight, now, until, has_value=has_value)
         if now < entry.deadline:  # another reader has decided meanwhile
-            return self._served(entry)
+            return Serve(entry.secret)
         return self._read_ahead(key, entry, flight, now)
 
-    def _read_from_aws(self, key: Key, flight: Flight[Waiter] | None, now: float) -> Refuse | Lead | Join:
+    def _read_from_aws(
+        self, key: Key, flight: Flight[Waiter] | None, now: float, until: float, *, has_value: bool
+    ) -> Refuse | Lead | Join:
         refusal = self._refusals.get(key)
         if refusal is not None and now < refusal.until:
             return Refuse(refusal.error)
-        if flight is not None:
-            self.metrics.coalesced += 1
-            return Join(flight)
-        self.metrics.misses += 1
-        return Lead(self._depart(key, now))
+        step = Lead if flight is None else Join
+        flight = flight or self._depart(key, now)
+        flight.is_needed |= not has_value
+        return step(flight, min(until, flight.is_slow_at) if has_value else until)
 
     def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh:
         fresh = now < entry.fresh_until
@@ -304,22 +324,28 @@ class Core(Generic[Waiter]):
             entry.deadline = min(boundary, flight.overdue_at)
         elif now < entry.retry_at:
             entry.deadline = min(boundary, entry.retry_at)
-        elif self._in_background >= MAX_BACKGROUND:
+        elif self._in_background(now) >= MAX_BACKGROUND:
             entry.deadline = min(boundary, now + BUSY_PAUSE)
         else:
             flight = self._depart(key, now, background=True)
             entry.deadline = min(boundary, flight.overdue_at)
-            return Refresh(flight, self._served(entry).secret)
-        return self._served(entry)
+            return Refresh(flight, entry.secret)
+        return Serve(entry.secret)
 
     def ask(self, key: Key, now: float, since: int) -> Serve | Lead | Join:
         """Decide how to learn what AWS says after flight number ``since``, whatever is cached or remembered."""
+        return self._find_out(key, now, now + self.config.fetch_timeout, since)
+
+    def _find_out(self, key: Key, now: float, until: float, since: int) -> Serve | Lead | Join:
         entry = self._table.get(key)
         if entry is not None and entry.flight_number > since:
             return Serve(entry.secret)
         flight = self._under_way(key, now)
         # One that left too early is waited for all the same: those who come meanwhile then share the next.
-        return Lead(self._depart(key, now)) if flight is None else Join(flight)
+        step = Lead if flight is None else Join
+        flight = flight or self._depart(key, now)
+        flight.is_needed = True
+        return step(flight, until)
 
     def settle(self, flight: Flight[Waiter], now: float, until: float, since: int | None = None) -> Step:
         """Decide what a reader gets who waited for the flight, but not beyond ``until``.
@@ -334,10 +360,19 @@ class Core(Generic[Waiter]):
             if flight.error is not None:
                 return self._after_failure(flight, flight.error, now, since)
         if now >= until:
-            return self._after_failure(flight, self.timeout(flight), now, since)
+            late = self._after_failure(flight, self.timeout(flight), now, since)
+            if isinstance(late, Serve) or since is not None or now >= flight.overdue_at:
+                return late
+            flight.is_needed = True  # the old value, which it might have been served, is gone meanwhile
+            return Join(flight, flight.overdue_at)
         if not flight.has_ended() and self._flights.get(flight.key) is flight:
-            return Join(flight)  # woken early
-        return self.read(flight.key, now) if since is None else self.ask(flight.key, now, since)
+            return Join(flight, until)  # woken early
+        if since is not None:
+            return self._find_out(flight.key, now, until, since)
+        step = self._decide(flight.key, now, until)
+        if isinstance(step, (Serve, Refresh)):
+            self._count_late(self._table[flight.key])
+        return step
 
     def _after_failure(
         self, flight: Flight[Waiter], error: SecretCacheError, now: float, since: int | None
@@ -350,24 +385,34 @@ class Core(Generic[Waiter]):
         if now >= self._stale_until(entry) or not _leaves_value_alone(error, flight):
             return Refuse(error)
         self._now_stale(entry)
-        self.metrics.stale_after_waiting += 1
-        return self._served(entry)
+        self._count_late(entry)
+        return Serve(entry.secret)
 
-    def batch(self, keys: Iterable[Key], now: float) -> tuple[list[Flight[Waiter]], list[Flight[Waiter]]]:
-        """Return the flights to start and those to wait for, so that all keys get a fresh value."""
-        lead, join = [], []
+    def _count_late(self, entry: Entry) -> None:
+        """Count a stale value for a read that is counted already, as one that had to wait."""
+        if self._is_stale(entry):
+            next(entry.counter)
+            self.metrics.stale_after_waiting += 1
+
+    def batch(
+        self, keys: Iterable[Key], now: float
+    ) -> tuple[list[Flight[Waiter]], list[Flight[Waiter]], dict[str, SecretCacheError]]:
+        """Return the flights to start and those to wait for, so that all keys get a fresh value, and errors known."""
+        lead, join, errors = [], [], {}
         for key in keys:
             entry = self._table.get(key)
             if entry is not None and now < entry.fresh_until:
                 continue
-            flight = self._under_way(key, now)
-            if flight is not None:
-                self.metrics.coalesced += 1
-                join.append(flight)
-            else:
-                self.metrics.misses += 1
-                lead.append(self._depart(key, now))
-        return lead, join
+            match self._read_from_aws(key, self._under_way(key, now), now, math.inf, has_value=False):
+                case Lead(flight):
+                    self.metrics.misses += 1
+                    lead.append(flight)
+                case Join(flight):
+                    self.metrics.coalesced += 1
+                    join.append(flight)
+                case Refuse(error):
+                    errors[key.secret_id] = error.fresh()
+        return lead, join, errors
 
     def key_of(self, secret: Secret) -> Key:
         """Return the key under which the secret's AWSCURRENT is cached, or would be."""
@@ -397,8 +442,8 @@ class Core(Generic[Waiter]):
         siblings = self._siblings(key, secret)
         newest = max(siblings, key=lambda sibling: sibling.flight_number, default=entry)
         known = newest.secret if entry.secret is secret else entry.secret
-        if newest.flight_number > flight.number:
-            secret = newest.secret  # asked for later, by another name of it
+        if _outdates(newest, flight, secret):
+            secret = newest.secret
         elif known.version_id == secret.version_id:
             secret = known  # one object per version
         flight.secret = secret
@@ -443,6 +488,7 @@ class Core(Generic[Waiter]):
         entry.counter = entry.hits.counter
         entry.confirmed_at = now
         entry.flight_number = flight_number
+        entry.last_departed = self.departed
         entry.denied = False
         entry.failures = 0
         entry.retry_at = NEVER
@@ -463,6 +509,8 @@ class Core(Generic[Waiter]):
         elif entry.flight_number > flight.number:
             return  # a newer answer is in place
         elif now < self._stale_until(entry) and _leaves_value_alone(error, flight):
+            if math.isinf(entry.fresh_until):
+                return  # it needs no refresh
             entry.failures += 1
             entry.retry_at = now + self.backoff(entry.failures, FIRST_BACKOFF, MAX_BACKOFF)
             entry.deadline = min(entry.deadline, now)  # the next reader decides afresh
@@ -513,7 +561,7 @@ class Core(Generic[Waiter]):
 
     def retrying(self, flight: Flight[Waiter], error: SecretCacheError, pause: float) -> None:
         """Take in that a flight repeats its request after a pause."""
-        flight.trouble = error
+        flight.trouble = error.with_traceback(None)  # its frames would live as long as the error it causes
         self.metrics.retries += 1
         self.metrics.backoff_seconds += pause
 
@@ -544,11 +592,11 @@ class Core(Generic[Waiter]):
         """
         self.leave_flights()
         for entry in self.hot.values():
-            if not math.isinf(entry.fresh_until):
+            if entry.key.version_id is None:
                 entry.deadline = entry.fresh_until = min(entry.fresh_until, now)
                 entry.failures = 0
                 entry.retry_at = NEVER
-        self._refusals.clear()
+        self.forget_errors()
 
     def leave_flights(self) -> list[Flight[Waiter]]:
         """Give up all flights, and return them: what they bring no longer counts."""
@@ -556,6 +604,10 @@ class Core(Generic[Waiter]):
         for flight in flights:
             self._forget(flight)
         return flights
+
+    def forget_errors(self) -> None:
+        """Forget the errors that are remembered: the next reader asks."""
+        self._refusals.clear()
 
     def expect_change(self, key: Key, by: float) -> None:
         """Have the value refreshed at ``by`` at the latest: it is known to change soon."""
@@ -569,10 +621,6 @@ class Core(Generic[Waiter]):
         return None if entry is None else entry.secret
 
     # --- the table and the flights ------------------------------------------------------------------------
-
-    def _served(self, entry: Entry) -> Serve:
-        next(entry.counter)
-        return Serve(entry.secret)
 
     def _stale_until(self, entry: Entry) -> float:
         """Return until when the entry may be served at all."""
@@ -596,9 +644,12 @@ class Core(Generic[Waiter]):
         flight.background = background
         entry = self._table.get(key)
         flight.known = None if entry is None or entry.denied else entry.secret
-        self._in_background += background
         self._flights[key] = flight
         return flight
+
+    def _in_background(self, now: float) -> int:
+        """Return how many refreshes nobody waits for are under way; those overdue may hang for long."""
+        return sum(flight.background and now < flight.overdue_at for flight in self._flights.values())
 
     def _under_way(self, key: Key, now: float) -> Flight[Waiter] | None:
         flight = self._flights.get(key)
@@ -622,7 +673,6 @@ class Core(Generic[Waiter]):
         if self._flights.get(flight.key) is not flight:
             return False
         del self._flights[flight.key]
-        self._in_background -= flight.background
         return True
 
     def _drop(self, entry: Entry) -> None:
@@ -648,7 +698,7 @@ class Core(Generic[Waiter]):
 def _in_trouble(entry: Entry, flight: Flight[Any] | None, now: float) -> bool:
     """Tell whether AWS is known to be unavailable just now, so that readers need not wait to find out."""
     if flight is not None:
-        return entry.failures > 0 or flight.trouble is not None
+        return entry.failures > 0 or flight.trouble is not None or now >= flight.is_slow_at
     return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
 
 
@@ -662,12 +712,26 @@ def _leaves_value_alone(error: SecretCacheError, flight: Flight[Any]) -> bool:
     )
 
 
+def _outdates(entry: Entry, flight: Flight[Any], secret: Secret) -> bool:
+    """Tell whether an entry under another name has a later answer than a flight.
+
+    Where both were under way at once, nobody knows which question AWS answered first, and the newer version counts.
+    """
+    at_once = entry.last_departed >= flight.number
+    return entry.flight_number > flight.number or (at_once and _is_newer(entry.secret, secret))
+
+
 def _is_behind(secret: Secret, known: Secret) -> bool:
     """Tell whether a version is not known to be newer than another one."""
     if secret.version_id == known.version_id:
         return False
-    made, known_made = secret.created_at, known.created_at
-    return made is None or known_made is None or made <= known_made
+    return not _is_newer(secret, known)
+
+
+def _is_newer(secret: Secret, other: Secret) -> bool:
+    """Tell whether a version is known to have been made later than another one."""
+    made, other_made = secret.created_at, other.created_at
+    return made is not None and other_made is not None and made > other_made
 
 
 def _may_be_one(secret_id: str, other: str | None) -> bool:

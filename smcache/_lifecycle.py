@@ -8,6 +8,7 @@ no clock tells: https://docs.aws.amazon.com/lambda/latest/dg/snapstart-runtime-h
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 import weakref
@@ -46,6 +47,8 @@ def _after_restore() -> None:
 
 
 def _before_fork() -> None:
+    if _caches:  # another thread may be importing it: the child would have half of it for ever
+        importlib.import_module("smcache._retry")
     _forking.acquire()
     for cache in list(_caches):
         cache._hold()

@@ -41,14 +41,13 @@ from smcache.errors import (
     InvalidArgument,
     NoOtherVersion,
     SecretCacheError,
-    SourceFailed,
     Unavailable,
     WrongLoop,
 )
 from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
-from smcache.sources import AsyncBatchSource, AsyncSource, AsyncVersionSource
+from smcache.sources import AsyncBatchSource, AsyncSource, AsyncVersionSource, refuse_answer, source_raised
 from smcache.sources.aioboto import ThreadedBotoSource, async_source
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class AsyncSecretCache:
         self._sources = _checked_sources(client, source, self._region_names, config)
         self._clock = clock = clock or default_clock()
         self._sleep = sleep
-        self._snapshot_lock = threading.Lock()
+        self._snapshot_lock = threading.RLock()  # reentrant: see SecretCache
         self.metrics = Metrics(self._snapshot_lock, clock)
         self._core: Core[Done] = Core(
             config, self.metrics, jitter, lambda: asyncio.get_running_loop().create_future(), Happened()
@@ -122,7 +121,8 @@ class AsyncSecretCache:
         self._hot = self._core.hot
         self._listeners = Listeners()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Future[Any]] = set()
+        self._fetching: set[asyncio.Future[Any]] = set()
+        self._telling: set[asyncio.Future[Any]] = set()
         self._closed = False
         # A task left behind on Lambda is frozen with the process when the handler returns.
         self._inline = "AWS_LAMBDA_FUNCTION_NAME" in os.environ
@@ -183,10 +183,10 @@ class AsyncSecretCache:
     async def prefetch(self, secret_ids: Iterable[str]) -> dict[str, SecretCacheError]:
         """Load the AWSCURRENT versions of many secrets, 20 a request; see ``SecretCache.prefetch``."""
         keys = checked_ids(secret_ids)
-        until = self._clock() + self._config.fetch_timeout
+        now = self._clock()
+        until = now + self._config.fetch_timeout
         self._enter()
-        lead, join = self._core.batch(keys, self._clock())
-        errors: dict[str, SecretCacheError] = {}
+        lead, join, errors = self._core.batch(keys, now)
         for batches in lanes(lead):
             self._launch(self._fly_batches(batches))
         for flight in lead + join:
@@ -222,19 +222,28 @@ class AsyncSecretCache:
         return self._listeners.add(listener)
 
     async def close(self) -> None:
-        """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine."""
+        """Forget all values, end what is under way, close the client if the cache made it. Closing twice is fine.
+
+        Listeners are told what has happened before; it waits for them up to ``fetch_timeout``.
+        """
         self._closed = True
         flights = self._core.leave_flights()
         if self._loop is asyncio.get_running_loop():  # futures of another loop are not ours to set
             self._gave_up(flights)
         self._core.invalidate()
-        mine = {task for task in self._tasks if task.get_loop() is asyncio.get_running_loop()}
-        mine.discard(asyncio.current_task())  # a callback may close the cache
-        for task in mine:
+        loop = asyncio.get_running_loop()
+        fetching = {task for task in self._fetching if task.get_loop() is loop}
+        for task in fetching:
             task.cancel()
-        await asyncio.gather(*mine, return_exceptions=True)
+        await asyncio.gather(*fetching, return_exceptions=True)
         for source in self._sources:
             await source.close()
+        telling = {task for task in self._telling if task.get_loop() is loop}
+        if telling and asyncio.current_task() not in telling:  # a listener may close the cache
+            _, late = await asyncio.wait(telling, timeout=self._config.fetch_timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -398,6 +407,8 @@ class AsyncSecretCache:
             return
         try:
             secret = await self._ask(key._replace(stage=step.stage), step.since)
+        except (CacheClosed, WrongLoop):
+            raise
         except SecretCacheError as error:
             self._recovery.unanswered(call, step, error, self._clock())
         else:
@@ -407,42 +418,41 @@ class AsyncSecretCache:
 
     async def _read(self, key: Key) -> Secret:
         self._enter()
-        now = self._clock()
-        step = self._core.read(key, now)
-        self._tell()
-        return await self._perform(step, now + self._config.fetch_timeout, None)
+        return await self._perform(self._core.read(key, self._clock()), None)
 
     async def _ask(self, key: Key, since: int | None) -> Secret:
         """Return what AWS says after flight number ``since``; None is from now on."""
         self._enter()
-        now = self._clock()
         since = self._core.departed if since is None else since
-        return await self._perform(self._core.ask(key, now, since), now + self._config.fetch_timeout, since)
+        return await self._perform(self._core.ask(key, self._clock(), since), since)
 
-    async def _perform(self, step: Step, until: float, since: int | None) -> Secret:
+    async def _perform(self, step: Step, since: int | None) -> Secret:
         """Perform what ``_core`` decides, until there is a value or an error."""
         while True:
+            self._start(step)
+            self._tell()
             match step:
                 case Serve(secret):
                     return secret
                 case Refuse(error):
                     raise error.fresh()
                 case Refresh(flight, secret):
-                    # An empty context: whoever comes first is not whom the refresh is for.
-                    contextvars.Context().run(self._launch, self._fly(flight))
                     if not self._inline:
                         return secret
-                    await self._wait(flight, until)
+                    await self._wait(flight, flight.overdue_at)
                     return flight.secret or secret
-                case Lead(flight):
-                    self._launch(self._fly(flight))
-                case Join(flight):
-                    pass
-            await self._wait(flight, until)
-            if not flight.has_ended():
+                case Lead(flight, until) | Join(flight, until):
+                    await self._wait(flight, until)
+            if flight.secret is None:
                 self._refuse_closed()
             step = self._core.settle(flight, self._clock(), until, since)
-            self._tell()
+
+    def _start(self, step: Step) -> None:
+        if isinstance(step, Lead):
+            self._launch(self._fly(step.flight))
+        elif isinstance(step, Refresh):
+            # An empty context: whoever comes first is not whom the refresh is for.
+            contextvars.Context().run(self._launch, self._fly(step.flight))
 
     async def _wait(self, flight: Flight[Done], until: float) -> None:
         # Unlike wait_for, it neither cancels what it waits for nor swallows a cancellation.
@@ -475,8 +485,10 @@ class AsyncSecretCache:
 
     def _leave_loop(self) -> None:
         self._loop = None
-        self._tasks.clear()
+        self._fetching.clear()
+        self._telling.clear()
         self._core.leave_flights()
+        self._core.forget_errors()  # that loop's end has cancelled fetches
         self._listeners.stopped()  # the task that delivered, if any, has ended with its loop
         for source in self._sources:
             source.leave_loop()
@@ -509,11 +521,11 @@ class AsyncSecretCache:
     # --- fetching -------------------------------------------------------------------------------------------
 
     def _launch(self, flying: Coroutine[Any, Any, None]) -> None:
-        self._keep(asyncio.get_running_loop().create_task(flying))
+        self._keep(asyncio.get_running_loop().create_task(flying), self._fetching)
 
-    def _keep(self, task: asyncio.Future[Any]) -> None:
-        self._tasks.add(task)  # the loop itself keeps no strong reference
-        task.add_done_callback(self._tasks.discard)
+    def _keep(self, task: asyncio.Future[Any], tasks: set[asyncio.Future[Any]]) -> None:
+        tasks.add(task)  # the loop itself keeps no strong reference
+        task.add_done_callback(tasks.discard)
 
     async def _fly(self, flight: Flight[Done]) -> None:
         """Fetch what the flight is for, and report how it ended."""
@@ -521,8 +533,8 @@ class AsyncSecretCache:
             secret = await self._retrying(flight, lambda: self._fetch(flight))
         except SecretCacheError as error:
             self._failed(flight, error)
-        except BaseException:
-            self._gave_up([flight])
+        except BaseException as error:  # it was cancelled, with its loop or by the source
+            self._failed(flight, source_raised(error, flight.key.secret_id))
             raise
         else:
             self._landed(flight, secret)
@@ -566,7 +578,7 @@ class AsyncSecretCache:
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
             for flight in flights:
-                flight.trouble = error
+                flight.trouble = error.with_traceback(None)
             self._gave_up(flights)
             return
         except BaseException:
@@ -600,9 +612,7 @@ class AsyncSecretCache:
                 raise failed.pop()
             return await fetch()
 
-        from tenacity import AsyncRetrying  # noqa: PLC0415 - takes 5 ms; see SecretCache
-
-        from smcache._retry import retry_policy  # noqa: PLC0415
+        from smcache._retry import AsyncRetrying, retry_policy  # noqa: PLC0415 - takes 5 ms; see SecretCache
 
         def note(error: SecretCacheError, pause: float) -> None:
             self._core.retrying(flight, error, pause)
@@ -636,13 +646,19 @@ class AsyncSecretCache:
         """Send one request to one region and count it."""
         failure: SecretCacheError
         started = self._clock()
+        self._regions.asked(region, started)
         try:
             answer = await send(self._sources[region])
+            refuse_answer(operation, answer, secret_id)
         except SecretCacheError as error:
             failure = error
+        except asyncio.CancelledError:  # at the deadline, say: it was sent all the same
+            failure = FetchTimeout("the request was cut short", secret_id=secret_id)
+            self._core.requested(operation, secret_id, 1, self._clock() - started, failure)
+            self._regions.ended(region, failure, self._clock())
+            raise
         except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
-            failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
-            failure.__cause__ = error
+            failure = source_raised(error, secret_id)
         else:
             self._core.requested(operation, secret_id, answer.requests, self._clock() - started, None)
             self._regions.ended(region, None, started)
@@ -672,7 +688,8 @@ class AsyncSecretCache:
     def _tell(self) -> None:
         """Have the listeners told what has happened, by a task of their own."""
         if self._core.events and self._listeners.take(self._core.events):
-            contextvars.Context().run(self._launch, self._deliver())
+            task = contextvars.Context().run(asyncio.get_running_loop().create_task, self._deliver())
+            self._keep(task, self._telling)
 
     async def _deliver(self) -> None:
         try:
@@ -687,7 +704,7 @@ class AsyncSecretCache:
                     if inspect.isawaitable(result):
                         # A task has the context too; one that is cancelled cancels nothing but itself.
                         task = context.run(asyncio.ensure_future, result)
-                        self._keep(task)
+                        self._keep(task, self._telling)
                         await asyncio.wait([task])
                         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
                         if failure is not None:

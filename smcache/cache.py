@@ -39,13 +39,12 @@ from smcache.errors import (
     InvalidArgument,
     NoOtherVersion,
     SecretCacheError,
-    SourceFailed,
     Unavailable,
 )
 from smcache.events import Rotated
 from smcache.metrics import Metrics
 from smcache.secret import Secret
-from smcache.sources import BatchSource, Source, VersionSource
+from smcache.sources import BatchSource, Source, VersionSource, refuse_answer, source_raised
 from smcache.sources.boto import BotoSource, import_botocore
 
 if TYPE_CHECKING:
@@ -108,7 +107,8 @@ class SecretCache:
         self._sources = _checked_sources(client, source, self._region_names, config)
         self._clock = clock = clock or default_clock()
         self._sleep = sleep
-        self._lock = threading.Lock()
+        # Reentrant: a signal's handler or a finaliser may use the cache while its own thread is inside.
+        self._lock = threading.RLock()
         self.metrics = Metrics(self._lock, clock)
         self._core: Core[threading.Event] = Core(config, self.metrics, jitter, threading.Event, Happened())
         self._recovery = Recovery(config, self.metrics, jitter, self._core)
@@ -208,13 +208,14 @@ class SecretCache:
             CacheClosed: The cache has been closed.
         """
         keys = checked_ids(secret_ids)
-        until = self._clock() + self._config.fetch_timeout
+        now = self._clock()
+        until = now + self._config.fetch_timeout
         with self._lock:
             self._refuse_closed()
-            lead, join = self._core.batch(keys, self._clock())
-        errors: dict[str, SecretCacheError] = {}
+            lead, join, errors = self._core.batch(keys, now)
         for batches in lanes(lead):
-            self._launch(self._fly_batches, batches)
+            if not self._launch(self._fly_batches, batches):
+                self._fly_batches(batches)
         for flight in lead + join:
             if not flight.done.wait(max(0.0, until - self._clock())):
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
@@ -247,9 +248,9 @@ class SecretCache:
         """Have ``listener(event)`` called with everything that happens; see ``smcache.events``.
 
         Listeners are called one event after the other, in a thread that lives while there are any, outside every
-        lock: one that is slow keeps nobody waiting but the other listeners. On Lambda, where a thread would be frozen,
-        they are called at once, and readers wait for them. Beyond 10,000 waiting events the oldest are dropped. What
-        a listener raises is logged and goes no further.
+        lock: one that is slow keeps nobody waiting but the other listeners, and the end of the process. On Lambda,
+        where a thread would be frozen, they are called at once, and readers wait for them. Beyond 10,000 waiting
+        events the oldest are dropped. What a listener raises is logged and goes no further.
 
         Returns:
             A function that takes the listener off again.
@@ -430,6 +431,8 @@ class SecretCache:
             return
         try:
             secret = self._ask(key._replace(stage=step.stage), step.since)
+        except CacheClosed:
+            raise
         except SecretCacheError as error:
             with self._lock:
                 self._recovery.unanswered(call, step, error, self._clock())
@@ -440,46 +443,48 @@ class SecretCache:
     # --- waiting for AWS ------------------------------------------------------------------------------------
 
     def _read(self, key: Key) -> Secret:
-        now = self._clock()
         with self._lock:
             self._refuse_closed()
-            step = self._core.read(key, now)
-        self._tell()
-        return self._perform(step, now + self._config.fetch_timeout, None)
+            step = self._core.read(key, self._clock())
+        return self._perform(step, None)
 
     def _ask(self, key: Key, since: int | None) -> Secret:
         """Return what AWS says after flight number ``since``; None is from now on."""
-        now = self._clock()
         with self._lock:
             self._refuse_closed()
             since = self._core.departed if since is None else since
-            step = self._core.ask(key, now, since)
-        return self._perform(step, now + self._config.fetch_timeout, since)
+            step = self._core.ask(key, self._clock(), since)
+        return self._perform(step, since)
 
-    def _perform(self, step: Step, until: float, since: int | None) -> Secret:
+    def _perform(self, step: Step, since: int | None) -> Secret:
         """Perform what ``_core`` decides, until there is a value or an error."""
         while True:
+            self._start(step)
+            self._tell()
             match step:
                 case Serve(secret):
                     return secret
                 case Refuse(error):
                     raise error.fresh()
                 case Refresh(flight, secret):
-                    self._launch(self._fly, flight)
                     if not self._inline:
                         return secret
-                    self._wait(flight, until)
+                    self._wait(flight, flight.overdue_at)
                     return flight.secret or secret
-                case Lead(flight):
-                    self._launch(contextvars.copy_context().run, self._fly, flight)
-                case Join(flight):
-                    pass
-            self._wait(flight, until)
+                case Lead(flight, until) | Join(flight, until):
+                    self._wait(flight, until)
             with self._lock:
-                if not flight.has_ended():
+                if flight.secret is None:
                     self._refuse_closed()
                 step = self._core.settle(flight, self._clock(), until, since)
-            self._tell()
+
+    def _start(self, step: Step) -> None:
+        if isinstance(step, Lead):
+            run = contextvars.copy_context().run
+            if not self._launch(run, self._fly, step.flight):
+                run(self._fly, step.flight)
+        elif isinstance(step, Refresh) and not self._launch(self._fly, step.flight):
+            self._gave_up([step.flight])  # this thread has a value, and does not wait for another
 
     def _wait(self, flight: Flight[threading.Event], until: float) -> None:
         flight.done.wait(max(0.0, min(until, flight.overdue_at) - self._clock()))
@@ -516,11 +521,15 @@ class SecretCache:
 
     # --- fetching -------------------------------------------------------------------------------------------
 
-    def _launch(self, run: Callable[..., object], *args: object, name: str = "smcache-fetch") -> None:
+    def _launch(
+        self, run: Callable[..., object], *args: object, name: str = "smcache-fetch", daemon: bool = True
+    ) -> bool:
+        """Start a thread; return whether there is one to be had. There is none while the interpreter shuts down."""
         try:
-            threading.Thread(target=run, args=args, name=name, daemon=True).start()
-        except RuntimeError:  # no more threads to be had, or the interpreter is shutting down
-            run(*args)
+            threading.Thread(target=run, args=args, name=name, daemon=daemon).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _fly(self, flight: Flight[threading.Event]) -> None:
         """Fetch what the flight is for, and report how it ended."""
@@ -528,8 +537,8 @@ class SecretCache:
             secret = self._retrying(flight, lambda: self._fetch(flight))
         except SecretCacheError as error:
             self._failed(flight, error)
-        except BaseException:
-            self._gave_up([flight])
+        except BaseException as error:  # SystemExit, say
+            self._failed(flight, source_raised(error, flight.key.secret_id))
             raise
         else:
             self._landed(flight, secret)
@@ -571,7 +580,7 @@ class SecretCache:
         except SecretCacheError as error:
             # Said of the batch, and not of any secret: each may still be had by itself.
             for flight in flights:
-                flight.trouble = error
+                flight.trouble = error.with_traceback(None)
             self._gave_up(flights)
             return
         except BaseException:
@@ -597,9 +606,8 @@ class SecretCache:
                 raise failed.pop()
             return fetch()
 
-        from tenacity import Retrying  # noqa: PLC0415 - takes 5 ms, which a process whose first fetch succeeds is spared
-
-        from smcache._retry import retry_policy  # noqa: PLC0415
+        # Takes 5 ms, which a process whose first fetch succeeds is spared.
+        from smcache._retry import Retrying, retry_policy  # noqa: PLC0415
 
         def note(error: SecretCacheError, pause: float) -> None:
             with self._lock:
@@ -636,13 +644,15 @@ class SecretCache:
         """Send one request to one region and count it."""
         failure: SecretCacheError
         started = self._clock()
+        with self._lock:
+            self._regions.asked(region, started)
         try:
             answer = send(self._sources[region])
+            refuse_answer(operation, answer, secret_id)
         except SecretCacheError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - a source of the user's may raise anything
-            failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
-            failure.__cause__ = error
+            failure = source_raised(error, secret_id)
         else:
             with self._lock:
                 self._core.requested(operation, secret_id, answer.requests, self._clock() - started, None)
@@ -682,10 +692,9 @@ class SecretCache:
         """Have the listeners told what has happened, by a thread of their own, or on Lambda at once."""
         if not self._core.events or not self._listeners.take(self._core.events):
             return
-        if self._inline:
+        # Not a daemon: the process may end, but not before it has told what happened.
+        if self._inline or not self._launch(self._deliver, name="smcache-events", daemon=False):
             self._deliver()
-        else:
-            self._launch(self._deliver, name="smcache-events")
 
     def _deliver(self) -> None:
         try:
@@ -694,9 +703,9 @@ class SecretCache:
                 for listener in self._listeners.concerned(event):
                     try:
                         context.run(listener, event)
-                    except Exception as error:  # noqa: BLE001 - a listener's own trouble
+                    except (Exception, SystemExit) as error:  # noqa: BLE001 - a listener's own trouble
                         log_failed_listener(event, error)
-        except BaseException:  # SystemExit, say
+        except BaseException:  # Ctrl-C, say
             self._listeners.stopped()
             raise
 

@@ -260,8 +260,8 @@ def wait_until_idle() -> WaitUntilIdle:
         if isinstance(cache, BlockingCache):
 
             async def tasks_end() -> None:
-                while cache.cache._tasks:
-                    await asyncio.gather(*cache.cache._tasks, return_exceptions=True)
+                while tasks := cache.cache._fetching | cache.cache._telling:
+                    await asyncio.gather(*tasks, return_exceptions=True)
                     await asyncio.sleep(0)  # gather() of what has ended does not let them leave the set
 
             cache.loop.run(tasks_end())

@@ -225,6 +225,106 @@ class TestCancelling:
         run(main())
 
 
+class Rejected(Exception):
+    """What a server says of a wrong password."""
+
+
+class TestEnds:
+    def test_closing_ends_a_call_that_waits_for_a_rotation(self, run: Run) -> None:
+        source = FakeSource()
+
+        def answer(name: str) -> Secret:
+            if source.fetched == 3:  # AWSCURRENT twice, then AWSPENDING
+                raise AccessDenied("no", secret_id=name)
+            return Secret("value", name=name, version_id="version")
+
+        async def main() -> None:
+            source.answer = answer
+            cache = AsyncSecretCache(source=source, sleep=lambda _: cache.close())
+
+            @cache.retry_on_auth_error(NAME, is_auth_error=lambda error: isinstance(error, Rejected))
+            async def connect(secret: Secret) -> None:
+                raise Rejected(secret.version_id)
+
+            with pytest.raises(CacheClosed):
+                await connect()
+            assert source.fetched == 3
+
+        run(main())
+
+    def test_a_cancellation_that_leaks_from_the_source_is_its_failure_and_not_begun_again_at_once(
+        self, run: Run
+    ) -> None:
+        def leak(_: str) -> Secret:
+            raise asyncio.CancelledError
+
+        async def main() -> None:
+            source = FakeSource()
+            source.answer = leak
+            async with AsyncSecretCache(source=source) as cache:
+                for _ in range(2):
+                    with pytest.raises(SourceFailed, match="CancelledError"):
+                        await cache.get(NAME)
+            assert source.fetched == 1
+
+        run(main())
+
+    def test_a_request_that_is_cut_short_at_the_deadline_is_counted(self, run: Run) -> None:
+        async def main() -> None:
+            source = FakeSource(is_open=False)
+            async with AsyncSecretCache(source=source, config=CacheConfig(fetch_timeout=0.01)) as cache:
+                with pytest.raises(FetchTimeout):
+                    await cache.get(NAME)
+                await asyncio.gather(*cache._fetching)
+                snapshot = cache.metrics.snapshot()
+                assert (snapshot.api_calls, snapshot.errors_by_code) == (1, {"FetchTimeout": 1})
+
+        run(main())
+
+    @pytest.mark.parametrize("closes", [1, 2])
+    def test_closing_waits_until_the_listeners_have_been_told(self, run: Run, closes: int) -> None:
+        async def main() -> None:
+            cache = AsyncSecretCache(source=FakeSource())
+            heard: list[str] = []
+
+            async def listen(event: Event) -> None:
+                await a_few_turns()
+                heard.append(event.secret_id)
+
+            cache.subscribe(listen)
+            for name in ("a", "b", "c"):
+                await cache.get(name)
+            await asyncio.gather(*(cache.close() for _ in range(closes)))
+            assert heard == ["a", "b", "c"]
+
+        run(main())
+
+    def test_a_listener_that_hangs_keeps_closing_no_longer_than_a_fetch(self, run: Run) -> None:
+        async def main() -> None:
+            cache = AsyncSecretCache(source=FakeSource(), config=CacheConfig(fetch_timeout=0.01))
+            never = asyncio.get_running_loop().create_future()
+
+            async def listen(_: Event) -> None:
+                await never
+
+            cache.subscribe(listen)
+            await cache.get(NAME)
+            await cache.close()
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        run(main())
+
+    def test_two_who_close_at_once_are_fine(self, run: Run, usual_settings: SecretsManager) -> None:
+        usual_settings.create(NAME, "v")
+
+        async def main() -> None:
+            cache = AsyncSecretCache()
+            await cache.get(NAME)
+            await asyncio.gather(cache.close(), cache.close())
+
+        run(main())
+
+
 class TestLoops:
     def test_a_cache_made_before_any_loop_keeps_its_values_from_loop_to_loop_and_makes_new_clients(
         self, run: Run, usual_settings: SecretsManager

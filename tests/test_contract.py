@@ -22,8 +22,10 @@ from smcache import (
     NoSuchKey,
     NotJSON,
     RequestRejected,
+    Secret,
     SecretDeleted,
     SecretNotFound,
+    SourceFailed,
     Unavailable,
     WrongKind,
 )
@@ -40,6 +42,7 @@ from smcache.events import (
     ServedStale,
     Throttled,
 )
+from smcache.sources import Answer
 from smcache.testing import answer, deny, drop, malformed, server_error, tcp_reset, throttle
 
 if TYPE_CHECKING:
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
 
     from conftest import Clock, MakeCache, MakeClient, Together, WaitUntilIdle
 
-    from smcache import Secret
     from smcache.events import Event
     from smcache.testing import Fault, Hold, SecretsManager
 
@@ -730,18 +732,36 @@ class TestErrors:
         clock.advance(100)
         with aws.inject(throttle(), times=None) as throttling:
             for step in range(1, 6):
-                before = len(clock.slept)
                 for _ in range(20):
                     cache.get("prod/db")
                     wait_until_idle(cache)
-                pauses = len(clock.slept) - before
-                assert throttling.used <= step + len(clock.slept), "a pause before each request but a fetch's first"
-                assert pauses > 0
+                assert throttling.used == step
                 clock.advance(60)
+        assert clock.slept == []  # where there is a value, the next refresh is the retry
         snapshot = cache.metrics.snapshot()
-        assert snapshot.throttles == throttling.used
-        assert snapshot.retries == len(clock.slept)
+        assert (snapshot.throttles, snapshot.retries) == (5, 0)
+
+    def test_where_there_is_no_value_a_throttled_request_is_repeated_with_pauses_and_both_are_counted(
+        self, aws: SecretsManager, make_cache: MakeCache, clock: Clock
+    ) -> None:
+        aws.create("prod/db", "v1")
+        cache = make_cache()
+        with aws.inject(throttle(), times=None) as throttling, pytest.raises(ThrottledError):
+            cache.get("prod/db")
+        snapshot = cache.metrics.snapshot()
+        assert throttling.used == snapshot.throttles == len(clock.slept) + 1
+        assert snapshot.retries == len(clock.slept) > 0
         assert snapshot.backoff_seconds == pytest.approx(sum(clock.slept))
+
+    @pytest.mark.parametrize("returned", [None, Secret("value", name="prod/db", version_id="v"), Answer(None)])
+    def test_a_source_that_returns_no_answer_is_told_what_to_return_after_one_call(
+        self, make_cache: MakeCache, kind: str, returned: object
+    ) -> None:
+        source = (Returning if kind == "threads" else AsyncReturning)(returned)
+        cache = make_cache(source=source)
+        with pytest.raises(SourceFailed, match=r"return Answer\(value\) with a Secret"):
+            cache.get("prod/db")
+        assert source.calls == 1
 
     def test_when_aws_is_back_one_backoff_later_the_new_value_is_there(
         self, aws: SecretsManager, make_cache: MakeCache, clock: Clock, wait_until_idle: WaitUntilIdle
@@ -788,7 +808,39 @@ class TestErrors:
         assert cache.metrics.snapshot().retries == 1
 
 
+class Returning:
+    """A source that is not what it should be."""
+
+    def __init__(self, returned: object) -> None:
+        self.returned: Any = returned
+        self.calls = 0
+
+    def fetch(self, *_: object) -> Any:
+        self.calls += 1
+        return self.returned
+
+    def close(self) -> Any: ...
+
+
+class AsyncReturning(Returning):
+    """The same for asyncio."""
+
+    async def fetch(self, *_: object) -> Any:
+        return super().fetch()
+
+    def leave_loop(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 class TestPrefetch:
+    def test_an_error_that_is_remembered_costs_no_request(self, aws: SecretsManager, make_cache: MakeCache) -> None:
+        cache = make_cache()
+        for _ in range(20):
+            errors = cache.prefetch(["missing"])
+            assert type(errors["missing"]) is SecretNotFound
+        assert aws.requests == {"BatchGetSecretValue": 1}
+
     def test_45_secrets_take_three_requests_and_are_then_in_the_cache(
         self, aws: SecretsManager, make_cache: MakeCache
     ) -> None:

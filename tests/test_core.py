@@ -6,6 +6,7 @@ import math
 import random
 from collections import deque
 from contextlib import nullcontext
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from smcache._core import (
     FIRST_BACKOFF,
     MAX_BACKGROUND,
     MAX_BACKOFF,
+    PATIENCE,
     Core,
     Flight,
     Join,
@@ -47,6 +49,12 @@ def secret(version: str, name: str = "prod/db") -> Secret:
     """Return a new object each time, as a source does."""
     arn = ARN if name == "prod/db" else f"arn:of:{name}"
     return Secret(f"value {version}", name=name, arn=arn, version_id=version)
+
+
+def made(version: str, at: float) -> Secret:
+    """Return a version of prod/db made at that time."""
+    created_at = datetime.fromtimestamp(at, timezone.utc)
+    return Secret("value", name="prod/db", arn=ARN, version_id=version, created_at=created_at)
 
 
 def core(draw: Callable[[], float] = lambda: 0.0, **settings: Any) -> Core[object]:
@@ -88,6 +96,12 @@ def rotations(cache: Core[object]) -> list[Rotated]:
     return [event for event in cache.events if isinstance(event, Rotated)]
 
 
+def joined(step: Step) -> Flight[object]:
+    """Return the flight that a step waits for."""
+    assert isinstance(step, Join)
+    return step.flight
+
+
 def troubles(cache: Core[object]) -> list[type[object]]:
     """Return the kinds of what was told of trouble and of its end."""
     return [type(event) for event in cache.events if isinstance(event, (Denied, ServedStale, Recovered))]
@@ -110,8 +124,7 @@ def is_consistent(cache: Core[object]) -> bool:
         and sorted(id(entry) for _, entry in by_arn) == sorted(id(entry) for entry in table.values())
         and all(arn == entry.arn for arn, entry in by_arn)
         and all(cache._entries_by_arn.values())
-        and 0 <= cache._in_background <= MAX_BACKGROUND
-        and cache._in_background == sum(flight.background for flight in cache._flights.values())
+        and sum(flight.background for flight in cache._flights.values()) <= MAX_BACKGROUND
     )
 
 
@@ -210,7 +223,7 @@ def test_a_refresh_that_lands_gives_the_value_a_new_ttl_from_its_landing() -> No
     assert rotations(cache) == []
     assert hot(cache).secret is value
     assert hot(cache).fresh_until == 185
-    assert cache._in_background == 0
+    assert not cache._flights
 
 
 def test_refresh_after_1_refreshes_only_what_has_expired_and_readers_wait() -> None:
@@ -232,16 +245,112 @@ def test_an_expired_value_is_waited_for() -> None:
     load(cache)
     flight = led(cache.read(DB, 100))
     assert not flight.background
-    assert cache.read(DB, 101) == Join(flight)
+    assert joined(cache.read(DB, 100.5)) is flight
     assert counts(cache) == (0, 1, 1, 0)
 
 
 def test_a_refresh_under_way_when_the_value_expires_is_waited_for() -> None:
     cache = core(ttl=100)
     load(cache)
-    flight = led(cache.read(DB, 95))
+    flight = led(cache.read(DB, 99.5))
     assert hot(cache).deadline == 100  # the hit path does not serve what has expired
-    assert cache.read(DB, 100) == Join(flight)
+    assert joined(cache.read(DB, 100)) is flight
+
+
+def test_a_reader_with_an_old_value_waits_for_aws_a_second_at_most_and_those_after_not_at_all() -> None:
+    cache = core(ttl=100, max_stale=1000)
+    value = load(cache)
+    first, second = cache.read(DB, 100), cache.read(DB, 100.5)
+    assert isinstance(first, Lead)
+    assert second == Join(first.flight, first.until)
+    assert first.until == 100 + PATIENCE
+    assert served(cache.settle(first.flight, first.until, first.until)) is value
+    assert served(cache.settle(first.flight, first.until, first.until)) is value
+    assert served(cache.read(DB, 102)) is value
+    assert hot(cache).deadline == first.flight.overdue_at  # at hit speed
+    assert troubles(cache) == [ServedStale]
+    assert counts(cache) == (0, 1, 1, 3)
+    cache.landed(first.flight, secret("v2"), 103)
+    assert served(cache.read(DB, 103)).version_id == "v2"
+    assert troubles(cache) == [ServedStale, Recovered]
+
+
+def test_a_refresh_that_has_not_come_back_when_the_value_expires_keeps_nobody_waiting() -> None:
+    cache = core(ttl=100)
+    value = load(cache)
+    led(cache.read(DB, 95))
+    assert served(cache.read(DB, 100)) is value
+    assert counts(cache) == (1, 0, 0, 1)
+
+
+def test_a_reader_whose_old_value_is_gone_meanwhile_waits_on_to_the_deadline() -> None:
+    cache = core(ttl=100, fetch_timeout=10)
+    load(cache)
+    step = cache.read(DB, 100)
+    assert isinstance(step, Lead)
+    needed = [step.flight.is_needed]
+    cache.invalidate()
+    assert cache.settle(step.flight, step.until, step.until) == Join(step.flight, 110)
+    assert [*needed, step.flight.is_needed] == [False, True]
+
+
+def test_a_request_is_worth_repeating_only_for_somebody_without_a_value() -> None:
+    cache = core(ttl=100)
+    cold = led(cache.read(DB, 0))
+    assert cold.is_needed
+    cache.landed(cold, secret("v1"), 0)
+    refresh = led(cache.read(DB, 80))
+    needed = [refresh.is_needed]
+    assert joined(cache.ask(DB, 81, refresh.number - 1)) is refresh  # for a login that was rejected
+    assert [*needed, refresh.is_needed] == [False, True]
+    assert led(cache.ask(API, 0, cache.departed)).is_needed
+    (batched,), _, _ = cache.batch([Key("cold")], 0)
+    assert batched.is_needed
+
+
+def test_refreshes_that_hang_make_room_for_others_though_nobody_reads_their_secrets_any_more() -> None:
+    cache = core(ttl=100, fetch_timeout=10)
+    for number in range(MAX_BACKGROUND):
+        load(cache, Key(f"hangs-{number}"))
+        led(cache.read(Key(f"hangs-{number}"), 80))
+    load(cache, now=15)
+    served(cache.read(DB, 89.5))
+    assert isinstance(cache.read(DB, 95), Refresh)
+
+
+def test_a_pinned_version_that_could_not_be_refreshed_needs_no_refresh() -> None:
+    cache = core()
+    value = load(cache, PINNED)
+    fail(cache, Unavailable("down"), PINNED, 10)
+    assert served(cache.read(PINNED, 1e9)) is value
+    assert hot(cache, PINNED).deadline == math.inf
+
+
+def test_of_two_names_under_way_at_once_the_newer_version_counts() -> None:
+    """Which of the two questions AWS has answered first, nobody knows."""
+    cache = core()
+    by_name, by_arn = led(cache.read(DB, 0)), led(cache.read(BY_ARN, 0))
+    cache.landed(by_name, made("v2", 2), 1)
+    cache.landed(by_arn, made("v1", 1), 1)
+    assert [served(cache.read(key, 2)).version_id for key in (DB, BY_ARN)] == ["v2", "v2"]
+    assert rotations(cache) == []
+    later = led(cache.ask(BY_ARN, 3, cache.departed))
+    cache.landed(later, made("v1", 1), 4)  # somebody has moved the label back
+    assert served(cache.read(DB, 5)).version_id == "v1"
+
+
+def test_a_read_that_decides_twice_counts_once() -> None:
+    cache = core()
+    (flight,), _, _ = cache.batch([DB], 0)
+    for _ in range(10):
+        joined(cache.read(DB, 0))
+    cache.gave_up(flight)
+    again = led(cache.settle(flight, 1, 10))
+    for _ in range(9):
+        assert joined(cache.settle(flight, 1, 10)) is again
+    cache.landed(again, secret("v1"), 2)
+    served(cache.settle(flight, 2, 10))
+    assert counts(cache) == (0, 1, 10, 0)
 
 
 def test_at_most_a_few_refreshes_run_in_the_background_and_the_rest_is_put_off() -> None:
@@ -271,7 +380,7 @@ def test_however_a_background_refresh_ends_it_makes_room_for_the_next(end: str) 
     cache = core(ttl=100)
     load(cache)
     flight = led(cache.read(DB, 80))
-    assert cache._in_background == 1
+    assert cache._in_background(80) == 1
     match end:
         case "landed":
             cache.landed(flight, secret("v1"), 81)
@@ -284,7 +393,7 @@ def test_however_a_background_refresh_ends_it_makes_room_for_the_next(end: str) 
         case _:
             cache.read(DB, 90)
     assert flight not in cache._flights.values()
-    assert cache._in_background == sum(other.background for other in cache._flights.values())
+    assert cache._in_background(91) == len(cache._flights)
     cache.landed(flight, secret("v1"), 91)  # late
     cache.failed(flight, Unavailable("down"), 91)
     assert is_consistent(cache)
@@ -296,7 +405,7 @@ def test_however_a_background_refresh_ends_it_makes_room_for_the_next(end: str) 
 def test_any_number_of_readers_of_one_key_make_one_flight() -> None:
     cache = core()
     flight = led(cache.read(DB, 0))
-    assert [cache.read(DB, 0) for _ in range(199)] == [Join(flight)] * 199
+    assert [cache.read(DB, 0) for _ in range(199)] == [Join(flight, 10)] * 199
     cache.landed(flight, secret("v1"), 1)
     assert {id(served(cache.settle(flight, 1, 10))) for _ in range(200)} == {id(cache.peek(DB))}
     assert counts(cache) == (0, 1, 199, 0)
@@ -336,11 +445,11 @@ def test_a_flight_that_was_given_up_does_not_end_its_successor() -> None:
     cache.invalidate()
     new = led(cache.read(DB, 1))
     cache.failed(old, AccessDenied("no"), 2)
-    assert cache.read(DB, 2) == Join(new)
+    assert joined(cache.read(DB, 2)) is new
     cache.landed(old, secret("v1"), 2)
     cache.gave_up(old)
-    assert cache.read(DB, 2) == Join(new)
-    assert cache.settle(new, 2, 11) == Join(new)
+    assert joined(cache.read(DB, 2)) is new
+    assert joined(cache.settle(new, 2, 11)) is new
     cache.landed(new, secret("v2"), 3)
     assert served(cache.read(DB, 3)).version_id == "v2"
 
@@ -351,13 +460,13 @@ def test_a_flight_without_an_answer_has_those_who_wait_decide_afresh() -> None:
     cache.gave_up(flight)
     step = cache.settle(flight, 1, 10)
     assert isinstance(step, Lead)
-    assert cache.settle(flight, 1, 10) == Join(step.flight)
+    assert joined(cache.settle(flight, 1, 10)) is step.flight
 
 
 def test_a_waiter_woken_early_goes_on_waiting() -> None:
     cache = core()
     flight = led(cache.read(DB, 0))
-    assert cache.settle(flight, 5, 10) == Join(flight)
+    assert joined(cache.settle(flight, 5, 10)) is flight
 
 
 # --- asking AWS now -----------------------------------------------------------------------------------------
@@ -383,11 +492,11 @@ def test_a_flight_that_left_too_early_does_not_count_and_those_who_waited_share_
     cache = core()
     early = led(cache.read(DB, 0))
     since = cache.departed
-    assert cache.ask(DB, 1, since) == Join(early)
-    assert cache.ask(DB, 1, since) == Join(early)
+    assert joined(cache.ask(DB, 1, since)) is early
+    assert joined(cache.ask(DB, 1, since)) is early
     cache.landed(early, secret("v1"), 2)
     late = led(cache.settle(early, 2, 11, since))
-    assert cache.settle(early, 2, 11, since) == Join(late)
+    assert joined(cache.settle(early, 2, 11, since)) is late
     cache.landed(late, secret("v2"), 3)
     assert served(cache.settle(late, 3, 11, since)).version_id == "v2"
     assert cache.settle(early, 3, 11, since) == Serve(served(cache.read(DB, 3)))  # woken last of all
@@ -886,9 +995,9 @@ def test_an_overdue_flight_has_failed(by: str) -> None:
             assert isinstance(cache.ask(DB, 10, cache.departed), Lead)
             error = refused(cache.read(DB, 10))
         case _:
-            lead, join = cache.batch([DB], 10)
-            assert (len(lead), join) == (1, [])
-            error = refused(cache.read(DB, 10))
+            *flights, errors = cache.batch([DB], 10)
+            assert flights == [[], []]
+            error = errors["prod/db"]
     assert isinstance(error, FetchTimeout)
     assert "10 s" in str(error)
     assert error.secret_id == "prod/db"
@@ -1011,7 +1120,7 @@ def test_invalidate_leaves_the_first_load_of_a_secret_with_another_name_alone() 
     cache = core()
     flight = led(cache.read(API, 0))
     cache.invalidate("prod/db")
-    assert cache.read(API, 1) == Join(flight)
+    assert joined(cache.read(API, 1)) is flight
 
 
 @pytest.mark.parametrize("named", ["prod/db", None])
@@ -1114,7 +1223,6 @@ def test_ten_thousand_operations_in_any_order_leave_nothing_behind(max_size: int
     for flight in flights:
         cache.gave_up(flight)
     assert not cache._flights
-    assert cache._in_background == 0
     cache.invalidate()
     assert [len(held) for held in (cache.hot, cache._entries_by_arn, cache._refusals, cache._table)] == [0] * 4
 
@@ -1141,11 +1249,12 @@ def test_batch_leads_what_is_missing_joins_what_is_under_way_and_leaves_out_what
     flying = led(cache.read(Key("flying"), 100))
     fail(cache, Unavailable("down"), Key("failed"), 100)
     keys = [Key(name) for name in ("fresh", "flying", "expired", "failed", "cold", "cold")]
-    lead, join = cache.batch(keys, 100)
-    assert [flight.key.secret_id for flight in lead] == ["expired", "failed", "cold"]
+    lead, join, errors = cache.batch(keys, 100)
+    assert [flight.key.secret_id for flight in lead] == ["expired", "cold"]
+    assert [(name, type(error)) for name, error in errors.items()] == [("failed", Unavailable)]
     assert join == [flying, lead[-1]]
-    assert cache.read(Key("cold"), 100) == Join(lead[-1])
-    assert counts(cache) == (0, 4, 3, 0)
+    assert joined(cache.read(Key("cold"), 100)) is lead[-1]
+    assert counts(cache) == (0, 3, 3, 0)
 
 
 def test_flights_are_numbered_as_they_depart() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from smcache import CacheConfig, Secret
-from smcache._core import MAX_BACKGROUND, Core, Join, Key, Lead, Refresh, Refuse, Serve
+from smcache._core import MAX_BACKGROUND, PATIENCE, Core, Join, Key, Lead, Refresh, Refuse, Serve
 from smcache.errors import AccessDenied, Unavailable
 from smcache.events import Recovered, Rotated, ServedStale
 from smcache.metrics import Metrics
@@ -105,7 +105,9 @@ class CoreMachine(RuleBasedStateMachine):
             step = self.core.read(key, self.now)
             if key in self.doubted and isinstance(step, (Serve, Refresh)):
                 assert entry is not None
-                assert entry.failures, "asked for after a restore, unless AWS is unavailable"
+                flight = self.core._flights.get(key)
+                is_slow = flight is not None and self.now >= flight.is_slow_at
+                assert entry.failures or is_slow, "asked for after a restore, unless AWS is unavailable"
             self.take(key, step, None)
 
     @rule()
@@ -120,7 +122,8 @@ class CoreMachine(RuleBasedStateMachine):
 
     @rule(asked=st.sets(st.sampled_from([Key("db"), Key(ARN), Key("s0"), Key("s1")])))
     def prefetch(self, asked: set[Key]) -> None:
-        lead, join = self.core.batch(sorted(asked), self.now)
+        lead, join, errors = self.core.batch(sorted(asked), self.now)
+        assert not {Key(name) for name in errors} & self.core._table.keys()
         for flight in lead:
             self.departs(flight)
         assert {flight.key for flight in lead + join} <= asked
@@ -218,15 +221,18 @@ class CoreMachine(RuleBasedStateMachine):
                     self.serves(key, secret)
             case Refuse(error):
                 assert isinstance(error, (AccessDenied, Unavailable))
-            case Lead(flight) | Refresh(flight, _):
+            case Refresh(flight, secret):
                 self.departs(flight)
-                if isinstance(step, Refresh):
-                    self.serves(key, step.secret)
-                else:
-                    self.waiters.append(Waiter(flight, until or self.now + FETCH_TIMEOUT, since))
-            case Join(flight):
+                self.serves(key, secret)
+            case Lead(flight, wait_until) | Join(flight, wait_until):
                 assert flight.key == key
-                self.waiters.append(Waiter(flight, until or self.now + FETCH_TIMEOUT, since))
+                if isinstance(step, Lead):
+                    self.departs(flight)
+                assert wait_until <= (self.now + FETCH_TIMEOUT if until is None else max(until, flight.overdue_at))
+                entry = self.core._table.get(key)
+                has_value = since is None and entry is not None and self.now < self.core._stale_until(entry)
+                assert not has_value or wait_until <= self.now + PATIENCE, "nobody who has a value waits long"
+                self.waiters.append(Waiter(flight, wait_until, since))
 
     def departs(self, flight: Flight[object]) -> None:
         other = self.alive.get(flight.key)
@@ -280,14 +286,16 @@ class CoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def few_refreshes_run_in_the_background(self) -> None:
-        flying = sum(flight.background for flight in self.core._flights.values())
-        assert flying == self.core._in_background <= MAX_BACKGROUND
+        flying = [flight for flight in self.core._flights.values() if self.now < flight.overdue_at]
+        assert sum(flight.background for flight in flying) <= MAX_BACKGROUND
 
     @invariant()
     def the_hit_path_serves_no_longer_than_the_rules_allow(self) -> None:
         for entry in self.core.hot.values():
             assert entry.deadline <= self.core._stale_until(entry)
-            assert entry.failures or entry.deadline <= entry.fresh_until
+            flight = self.core._flights.get(entry.key)
+            in_trouble = entry.failures or flight is None or self.now >= flight.is_slow_at
+            assert in_trouble or entry.deadline <= entry.fresh_until
             if entry.key in self.denied:
                 assert entry.deadline <= self.landed_at[SECRETS[entry.key]] + TTL
 

@@ -57,3 +57,25 @@ def test_the_primarys_no_is_final_and_a_replicas_is_not() -> None:
     assert not there.ended(0, AccessDenied("no"), 0)
     assert there.ended(1, SecretNotFound("not replicated"), 0)
     assert there.order(0) == [0, 1]
+
+
+def test_a_region_from_which_nothing_comes_back_is_unavailable_though_no_request_has_failed() -> None:
+    """One that drips is cut short by nobody: the share of the time that it may take has passed."""
+    there = regions()
+    there.asked(0, 100)
+    there.asked(0, 103)
+    assert there.order(104.9) == [0, 1]
+    assert there.order(105) == [1, 0]
+    assert there.order(106) == [0, 1]  # its pause is over: one request finds out
+
+
+def test_any_answer_ends_the_silence() -> None:
+    there = regions()
+    for error in (None, SecretNotFound("no")):
+        there.asked(0, 100)
+        there.asked(0, 101)
+        there.ended(0, error, 104)
+        assert there.order(105) == [0, 1]
+        there.asked(0, 105)
+        assert there.order(109) == [0, 1]
+        there.ended(0, None, 109)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smcache import (
+    AccessDenied,
     CacheClosed,
     CacheConfig,
     FetchTimeout,
@@ -22,13 +23,14 @@ from smcache import (
     Unavailable,
 )
 from smcache._core import BATCH_SIZE, BUSY_PAUSE, MAX_BACKGROUND
-from smcache.sources import Answer
+from smcache.events import ServedStale
+from smcache.sources import Answer, boto
 from smcache.testing import hang
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from conftest import Clock, MakeCache, Together
+    from conftest import Clock, MakeCache, Together, WaitUntilIdle
 
     from smcache import SecretCacheError
     from smcache.events import Event
@@ -196,18 +198,122 @@ def test_a_source_that_raises_anything_is_reported_and_leaves_nobody_waiting(tog
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
-def test_a_fetch_that_ends_the_thread_leaves_nobody_waiting(together: Together) -> None:
-    """SystemExit in a source is nobody's answer: the next reader asks again."""
-    answers: list[BaseException | None] = [SystemExit(), None]
+def test_a_fetch_that_ends_the_thread_is_a_failure_of_the_source_and_not_begun_again_at_once() -> None:
+    def leave(secret_id: str) -> Secret:
+        raise SystemExit(secret_id)
 
-    def leave_once(secret_id: str) -> Secret:
-        error = answers.pop(0)
-        if error is not None:
-            raise error
+    with SecretCache(source=FakeSource(leave)) as cache:
+        source = cache._sources[0]
+        assert isinstance(source, FakeSource)
+        for _ in range(2):
+            with pytest.raises(SourceFailed, match="SystemExit"):
+                cache.get("prod/db")
+        assert source.fetched == ["prod/db"]
+
+
+class Rejected(Exception):
+    """What a server says of a wrong password."""
+
+
+def test_closing_ends_a_call_that_waits_for_a_rotation() -> None:
+    def answer(secret_id: str) -> Secret:
+        if len(source.fetched) == 3:  # AWSCURRENT twice, then AWSPENDING
+            raise AccessDenied("no", secret_id=secret_id)
         return version(secret_id)
 
-    with SecretCache(source=FakeSource(leave_once)) as cache:
-        assert cache.get("prod/db").string == "value 1"
+    source = FakeSource(answer)
+    cache = SecretCache(source=source, sleep=lambda _: cache.close())
+
+    @cache.retry_on_auth_error("prod/db", is_auth_error=lambda error: isinstance(error, Rejected))
+    def connect(secret: Secret) -> None:
+        raise Rejected(secret.version_id)
+
+    with pytest.raises(CacheClosed):
+        connect()
+    assert len(source.fetched) == 3
+
+
+def test_the_cache_may_be_used_by_a_signals_handler_or_a_finaliser_whose_thread_is_inside() -> None:
+    """Python runs both between any two instructions, also while the cache decides."""
+    with SecretCache(source=FakeSource(version)) as cache:
+        cache.get("prod/db")
+        with cache._lock, ThreadPoolExecutor(1):  # as if it were the decision that is interrupted
+            cache.metrics.snapshot()
+            cache.invalidate("prod/db")
+            cache.close()
+
+
+def test_where_no_thread_is_to_be_had_a_reader_with_a_value_has_it_at_once_and_others_fetch_themselves(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = FakeSource(version)
+    with SecretCache(source=source, clock=clock) as cache:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        value = cache.get("prod/db")
+        clock.advance(260)
+        assert cache.get("prod/db") is value
+        assert source.fetched == ["prod/db"]
+        assert cache.prefetch(["prod/api"]) == {}
+        assert source.fetched == ["prod/db", "prod/api"]
+
+
+def test_on_lambda_a_listener_that_hears_of_a_stale_value_may_ask_for_it(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """It is called by the reader itself, whose refresh is under way by then."""
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "handler")
+    is_down = False
+
+    def answer(secret_id: str) -> Secret:
+        if is_down:
+            raise NotConfigured("no credentials", secret_id=secret_id)
+        return version(secret_id)
+
+    with SecretCache(source=FakeSource(answer), clock=clock, jitter=lambda: 0.0) as cache:
+        heard: list[Secret] = []
+
+        def ask(event: object) -> None:
+            if isinstance(event, ServedStale):
+                heard.append(cache.refresh("prod/db"))
+
+        cache.subscribe(ask)
+        value = cache.get("prod/db")
+        is_down = True
+        clock.advance(295)
+        assert cache.get("prod/db") is value
+        is_down = False
+        clock.advance(10)
+        assert cache.get("prod/db") is value
+        assert heard == [value]
+
+
+def test_a_client_that_is_being_made_when_the_cache_is_closed_sends_nothing(
+    aws: SecretsManager, monkeypatch: pytest.MonkeyPatch, wait_until_idle: WaitUntilIdle
+) -> None:
+    for name, setting in aws.environ.items():
+        monkeypatch.setenv(name, setting)
+    making, closed = threading.Event(), threading.Event()
+    make = boto.without_listing_services
+
+    def make_slowly(session: object) -> object:
+        making.set()
+        assert closed.wait(30)
+        return make(session)
+
+    monkeypatch.setattr(boto, "without_listing_services", make_slowly)
+    cache = SecretCache()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(cache.get, "prod/db")
+        assert making.wait(30)
+        cache.close()
+        closed.set()
+        assert isinstance(reader.exception(30), CacheClosed)
+    wait_until_idle(cache)
+    assert aws.requests == {}
+    assert getattr(cache._sources[0], "_client", None) is None
 
 
 def test_a_fetch_sees_its_readers_context_and_a_refresh_in_the_background_does_not(clock: Clock) -> None:
@@ -333,12 +439,13 @@ def test_a_listener_may_use_the_cache(aws: SecretsManager, make_cache: MakeCache
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
-def test_a_listener_that_ends_its_thread_ends_no_later_delivery() -> None:
+@pytest.mark.parametrize(("end", "expected"), [(SystemExit, ["first", "second"]), (KeyboardInterrupt, ["second"])])
+def test_a_listener_that_ends_its_thread_ends_no_later_delivery(end: type[BaseException], expected: list[str]) -> None:
     heard: list[str] = []
 
     def leave(event: Event) -> None:
         if event.secret_id == "first":
-            raise SystemExit
+            raise end
 
     with SecretCache(source=FakeSource(version)) as cache:
         cache.subscribe(leave)
@@ -347,10 +454,9 @@ def test_a_listener_that_ends_its_thread_ends_no_later_delivery() -> None:
             cache.get(name)
             for thread in our_threads():
                 thread.join(30)
-    assert heard == ["second"]
+    assert heard == expected
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is what the test makes
 def test_on_lambda_a_listener_that_ends_the_fetchs_thread_keeps_no_reader_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
+from smcache.errors import SourceFailed
+from smcache.secret import Secret
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from smcache.errors import SecretCacheError
-    from smcache.secret import Secret
 
 __all__ = ["Answer", "AsyncBatchSource", "AsyncSource", "AsyncVersionSource", "BatchSource", "Source", "VersionSource"]
 
@@ -107,3 +110,31 @@ class AsyncBatchSource(AsyncSource, Protocol):
     async def fetch_batch(self, secret_ids: Sequence[str]) -> Answer[Mapping[str, Secret | SecretCacheError]]:
         """Return AWSCURRENT of up to 20 secrets; see ``BatchSource.fetch_batch``."""
         ...
+
+
+def source_raised(error: BaseException, secret_id: str) -> SourceFailed:
+    """Return, as our error, what a source of the user's raised that is none."""
+    failure = SourceFailed(f"the source raised {type(error).__name__}", secret_id=secret_id)
+    failure.__cause__ = error
+    return failure
+
+
+_VALUES = {"GetSecretValue": Secret, "DescribeSecret": Mapping, "BatchGetSecretValue": Mapping}
+
+
+def refuse_answer(operation: str, answer: object, secret_id: str) -> None:
+    """Refuse what is no answer to an operation.
+
+    Raises:
+        SourceFailed: What the source returned instead.
+    """
+    value = answer.value if isinstance(answer, Answer) else answer
+    wanted = _VALUES[operation]
+    if value is answer or not isinstance(value, wanted):
+        raise SourceFailed(
+            f"the source returned no Answer but {type(answer).__name__}"
+            if value is answer
+            else f"the source's Answer holds {type(value).__name__}",
+            secret_id=secret_id,
+            hint=f"return Answer(value) with a {wanted.__name__}: see smcache.sources",
+        )

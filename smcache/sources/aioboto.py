@@ -100,9 +100,10 @@ class AioBotoSource:
 
     async def close(self) -> None:
         """Close the client, if it was made here."""
-        if self._life is not None:
+        life, self._life = self._life, None
+        if life is not None:
             self._client = None
-            await self._life.aclose()
+            await life.aclose()
 
     async def _call(
         self,

@@ -11,6 +11,7 @@ from smcache import __version__
 from smcache._core import AWSCURRENT
 from smcache.errors import (
     AccessDenied,
+    CacheClosed,
     DecryptionFailed,
     InvalidArgument,
     MalformedResponse,
@@ -106,6 +107,7 @@ class BotoSource:
         self._region = region
         self._primary = primary
         self._making = threading.Lock()
+        self._is_closed = False
 
     def fetch(self, secret_id: str, stage: str | None, version_id: str | None) -> Answer[Secret]:
         """Return one version by GetSecretValue; see ``Source.fetch``."""
@@ -127,10 +129,12 @@ class BotoSource:
             self._client = None
 
     def close(self) -> None:
-        """Close the client's connections, if the client was made here."""
-        if self._is_ours and self._client is not None:
-            self._client.close()
-            self._client = None
+        """Close the client's connections, if the client was made here; one that is being made is not used any more."""
+        self._is_closed = True
+        if self._is_ours:
+            client, self._client = self._client, None
+            if client is not None:
+                client.close()
 
     def _call(
         self,
@@ -158,6 +162,9 @@ class BotoSource:
                 config = make_config(**client_settings(self._fetch_timeout))
                 session = without_listing_services(get_session())
                 self._client = session.create_client("secretsmanager", region_name=self._region, config=config)
+            if self._is_closed:
+                self.close()
+                raise CacheClosed("the source has been closed")
             return self._client
 
 
