@@ -104,7 +104,8 @@ class SecretFigures:
         hits: Reads it has answered while fresh.
         age_seconds: The time since AWS last confirmed it.
         rotated_seconds_ago: The time since this cache saw it rotate; None if it has not.
-        is_stale: Whether it is past its TTL and served because AWS is unavailable.
+        is_stale: Whether it is past its TTL and would be served, because AWS is known to be unavailable. Where nobody
+            reads it, that is known for a minute or two after the last attempt.
     """
 
     secret_id: str | None
@@ -264,7 +265,7 @@ class Metrics:
             hits=entry.hits.value(),
             age_seconds=now - entry.confirmed_at,
             rotated_seconds_ago=None if entry.rotated_at is None else now - entry.rotated_at,
-            is_stale=entry.counter is self.stale_served.counter,
+            is_stale=entry.counter is self.stale_served.counter and _in_trouble(entry, now),
         )
 
     def snapshot(self, prices: CostModel | None = None) -> MetricsSnapshot:
@@ -298,6 +299,12 @@ class Metrics:
                 latency_buckets=tuple(self._latency_buckets),
                 latency_seconds=self._latency_seconds,
             )
+
+
+def _in_trouble(entry: Entry, now: float) -> bool:
+    from smcache._core import MAX_BACKOFF  # noqa: PLC0415 - the core imports this module
+
+    return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
 
 
 def _difference(after: Any, before: Any) -> Any:

@@ -180,6 +180,16 @@ class TestPrometheus:
         assert types["smcache_stale_values"] == types["smcache_secret_stale"] == "gauge"
         assert all(family.documentation.endswith(".") for family in families)
 
+    def test_a_stale_value_that_nobody_reads_is_none_for_ever(
+        self, make_cache: MakeCache, live: Callable[..., MetricsSnapshot], endpoint: Endpoint, clock: Clock
+    ) -> None:
+        cache = make_cache()
+        endpoint.export({"app": cache})
+        live(cache)
+        assert endpoint.value("smcache_stale_values") == 1
+        clock.advance(3_600)
+        assert endpoint.value("smcache_stale_values") == 0
+
     def test_several_caches_are_told_apart_and_may_come_later(
         self, aws: SecretsManager, make_cache: MakeCache, endpoint: Endpoint
     ) -> None:

@@ -136,10 +136,45 @@ def test_there_are_three_alerts_and_each_says_what_to_do() -> None:
         assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+
+
+def promtool(*arguments: str) -> None:
+    subprocess.run(["promtool", *arguments], check=True, timeout=60)  # noqa: S603, S607 - whichever is installed
+
+
+@needs_promtool
 def test_prometheus_itself_takes_the_rules() -> None:
-    command = ["promtool", "check", "rules", str(GRAFANA / "alerts.yml")]
-    subprocess.run(command, check=True, timeout=60)  # noqa: S603 - whichever is installed
+    promtool("check", "rules", str(GRAFANA / "alerts.yml"))
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("alert", "counter", "scrapes", "firing"),
+    [
+        ("SmcacheServesStaleValues", "smcache_stale_served_total", "0 0 1+1x8 9x30", {5: False, 8: True, 20: False}),
+        ("SmcacheServesStaleValues", "smcache_stale_served_total", "0 0 1x40", {4: False, 7: False, 20: False}),
+    ],
+)
+def test_an_alert_fires_as_long_as_there_is_reason_to(
+    tmp_path: Path, alert: str, counter: str, scrapes: str, firing: dict[int, bool]
+) -> None:
+    """Prometheus itself decides, minute by minute."""
+    labels = '{job="api", instance="a:1", cache="app"}'
+    fired = [{"labels": f'{{alertname="{alert}"}}', "value": 1}]
+    expected = [
+        {
+            "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+            "eval_time": f"{minute}m",
+            "exp_samples": fired if fires else [],
+        }
+        for minute, fires in firing.items()
+    ]
+    series = [{"series": counter + labels, "values": scrapes}]
+    test = {"interval": "1m", "input_series": series, "promql_expr_test": expected}
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [str(GRAFANA / "alerts.yml")], "tests": [test]}), encoding="utf-8")
+    promtool("test", "rules", str(file))
 
 
 def test_the_table_shows_a_run_in_which_everything_happens(aws: SecretsManager, pg: PostgreSQL) -> None:

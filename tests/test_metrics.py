@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smcache import CostModel, InvalidArgument, MetricsSnapshot, Secret
-from smcache._core import Entry, Key
+from smcache._core import MAX_BACKOFF, Entry, Key
 from smcache.errors import AccessDenied, Throttled, Unavailable
 from smcache.metrics import LATENCY_BOUNDS, Metrics, Tally
 
@@ -262,6 +262,20 @@ def test_figures_by_secret_have_names_only_when_asked_for() -> None:
     assert (first.secret_id, first.hits, first.age_seconds, first.rotated_seconds_ago) == (None, 1, 10, 30)
     assert (second.rotated_seconds_ago, second.is_stale) == (None, False)
     assert [figures.secret_id for figures in counted.secrets(names=True)] == ["prod/db", "prod/api"]
+
+
+def test_a_value_that_nobody_reads_is_stale_as_long_as_trouble_is_known() -> None:
+    entry = entry_of()
+    counted = metrics(entry)
+    entry.counter = counted.stale_served.counter
+    for failures, retry_at, is_stale in (
+        (1, 101.0, True),
+        (1, 100 - MAX_BACKOFF + 1, True),
+        (1, 100 - MAX_BACKOFF, False),
+        (0, 101.0, False),
+    ):
+        entry.failures, entry.retry_at = failures, retry_at
+        assert counted.secrets()[0].is_stale is is_stale
 
 
 def test_a_snapshot_survives_pickling_and_copying() -> None:
