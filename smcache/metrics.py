@@ -99,7 +99,7 @@ class SecretFigures:
 
     Attributes:
         secret_id: The secret as the caller named it; None unless names were asked for.
-        stage: The staging label it is cached for.
+        stage: The staging label it is cached for; empty for a pinned version, which is read whatever its labels.
         version_id: The version in the cache.
         hits: Reads it has answered while fresh.
         age_seconds: The time since AWS last confirmed it.
@@ -260,7 +260,7 @@ class Metrics:
     def _figures(self, entry: Entry, now: float, names: bool) -> SecretFigures:  # noqa: FBT001 - passed on
         return SecretFigures(
             secret_id=entry.key.secret_id if names else None,
-            stage=entry.key.stage,
+            stage=entry.key.stage if entry.key.version_id is None else "",
             version_id=entry.secret.version_id,
             hits=entry.hits.value(),
             age_seconds=now - entry.confirmed_at,

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from smcache.testing import SecretsManager
 
 NAME = "prod/db"
+HITS = "smcache_secret_hits_total"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SCHEMA = json.loads((Path(__file__).parent / "data" / "emf.schema.json").read_text(encoding="utf-8"))
 OK, UNAUTHORIZED = 200, 401
@@ -211,15 +212,43 @@ class TestPrometheus:
         aws.put(NAME, "second")
         version = cache.refresh(NAME).version_id
         clock.advance(10)
-        cache.get(NAME, version_id=version)  # cached twice by now
-        cache.get(NAME, version_id=version)
-        cache.get(NAME)
         labels = {"secret_id": NAME, "stage": "AWSCURRENT", "version_id": version}
-        assert endpoint.value("smcache_secret_hits_total", **labels) == 2
         assert endpoint.value("smcache_secret_stale", **labels) == 0
         now = time.time()
-        assert endpoint.value("smcache_secret_confirmed_timestamp_seconds", **labels) == pytest.approx(now, abs=5)
+        assert endpoint.value("smcache_secret_confirmed_timestamp_seconds", **labels) == pytest.approx(now - 10, abs=5)
         assert endpoint.value("smcache_secret_rotated_timestamp_seconds", **labels) == pytest.approx(now - 10, abs=5)
+
+    def test_hits_of_a_secret_are_one_series_through_its_rotations(
+        self, aws: SecretsManager, make_cache: MakeCache, endpoint: Endpoint
+    ) -> None:
+        cache = make_cache()
+        endpoint.export({"app": cache}, secret_names=True)
+        aws.create(NAME, "first")
+        for value in ("second", "third"):
+            cache.get(NAME)
+            cache.get(NAME)
+            aws.put(NAME, value)
+            cache.refresh(NAME)
+        hits = {labels: value for (name, labels), value in endpoint.samples().items() if name == HITS}
+        labels = {"cache": "app", "secret_id": NAME, "stage": "AWSCURRENT", "version_id": ""}
+        assert hits == {frozenset(labels.items()): 3}
+
+    def test_a_pinned_version_is_told_from_the_current_one(
+        self, aws: SecretsManager, make_cache: MakeCache, endpoint: Endpoint
+    ) -> None:
+        cache = make_cache()
+        endpoint.export({"app": cache}, secret_names=True)
+        aws.create(NAME, "first")
+        version = cache.get(NAME).version_id
+        aws.put(NAME, "second")
+        cache.refresh(NAME)
+        for stage in ("AWSCURRENT", "AWSPREVIOUS"):  # cached twice, exported once
+            for _ in range(2):
+                cache.get(NAME, stage=stage, version_id=version)
+        labels = {"secret_id": NAME, "stage": "", "version_id": version}
+        assert endpoint.value(HITS, **labels) == 2
+        assert endpoint.value("smcache_secret_stale", **labels) == 0
+        assert {figures.stage for figures in cache.metrics.secrets()} == {"AWSCURRENT", ""}
 
     def test_the_cost_is_by_the_prices_given(
         self, aws: SecretsManager, make_cache: MakeCache, endpoint: Endpoint
@@ -379,7 +408,6 @@ class TestOpenTelemetry:
         cache.get(NAME)
         clock.advance(10)
         attributes = tuple(sorted(("app", NAME, "AWSCURRENT", version)))
-        assert telemetry.values("smcache.secret.hits") == {attributes: 1}
         assert telemetry.values("smcache.secret.age") == {attributes: 10}
         assert telemetry.values("smcache.secret.rotation_age") == {attributes: 10}
 

@@ -54,20 +54,12 @@ COUNTS = (
 def by_version(cache: Cache) -> dict[tuple[str, str, str], SecretFigures]:
     """Return what is known of each cached value by secret id, stage and version.
 
-    A version that is pinned as well as current is cached twice; its figures become one.
+    A version that was pinned with different labels is cached under each; its figures become one.
     """
     merged: dict[tuple[str, str, str], SecretFigures] = {}
     for figures in cache.metrics.secrets(names=True):
         key = (figures.secret_id or "", figures.stage, figures.version_id)
-        if (other := merged.get(key)) is not None:
-            rotated = (figures.rotated_seconds_ago, other.rotated_seconds_ago)
-            merged[key] = replace(
-                figures,
-                hits=figures.hits + other.hits,
-                age_seconds=min(figures.age_seconds, other.age_seconds),
-                rotated_seconds_ago=min((seconds for seconds in rotated if seconds is not None), default=None),
-                is_stale=figures.is_stale or other.is_stale,
-            )
-        else:
-            merged[key] = figures
+        other = merged.get(key, replace(figures, hits=0))
+        age = min(figures.age_seconds, other.age_seconds)
+        merged[key] = replace(figures, hits=figures.hits + other.hits, age_seconds=age)
     return merged

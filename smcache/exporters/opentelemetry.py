@@ -69,8 +69,8 @@ def instrument(
         meter_provider: Where the instruments are made; the global one by default.
         tracer_provider: Where the spans are made; the global one by default.
         secret_names: Whether spans say which secret and version was fetched, and whether to observe, of each secret,
-            ``smcache.secret.hits``, ``smcache.secret.age`` (the time since AWS last confirmed its value) and
-            ``smcache.secret.rotation_age`` (the time since this cache saw it rotate).
+            ``smcache.secret.age`` (the time since AWS last confirmed its value) and ``smcache.secret.rotation_age``
+            (the time since this cache saw it rotate).
         prices: What the requests are charged at; AWS's list prices by default.
 
     Returns:
@@ -158,9 +158,6 @@ def _observe_secrets(meter: Meter, caches: Mapping[str, Cache]) -> None:
         ("rotation_age", "rotated_seconds_ago", "Time since this cache saw the secret rotate."),
     ):
         meter.create_observable_gauge(f"smcache.secret.{name}", [of_each(field)], "s", meaning)
-    meter.create_observable_counter(
-        "smcache.secret.hits", [of_each("hits")], "{read}", "Reads answered by a fresh value."
-    )
 
 
 def _secret_attributes(secret_id: str, stage: str, version_id: str) -> dict[str, str]:

@@ -50,9 +50,10 @@ class CacheCollector(Collector):
         caches: The caches by the name that tells them apart: the label ``cache``. It is read at each scrape, so
             caches may be added to it later. One registry takes one collector.
         secret_names: Whether to export figures of each secret too, with its id, stage and version as labels:
-            ``smcache_secret_hits_total``, ``smcache_secret_stale``, ``smcache_secret_confirmed_timestamp_seconds``
-            (when AWS last gave or confirmed it) and ``smcache_secret_rotated_timestamp_seconds`` (when this cache
-            saw it rotate).
+            ``smcache_secret_hits_total`` (a version is named only where it was pinned, which leaves the stage empty:
+            hits go on through rotations), ``smcache_secret_stale``, ``smcache_secret_confirmed_timestamp_seconds``
+            (when AWS last gave or confirmed it) and ``smcache_secret_rotated_timestamp_seconds`` (when this cache saw
+            it rotate).
         prices: What the requests are charged at; AWS's list prices by default.
 
     Raises:
@@ -122,8 +123,9 @@ class CacheCollector(Collector):
         now = time.time()  # Prometheus wants the moment, not the time since
         for name, cache in caches:
             for key, figures in by_version(cache).items():
+                secret_id, stage, version_id = key
+                hits.add_metric([name, secret_id, stage, "" if stage else version_id], figures.hits)
                 labels = [name, *key]
-                hits.add_metric(labels, figures.hits)
                 stale.add_metric(labels, figures.is_stale)
                 confirmed.add_metric(labels, now - figures.age_seconds)
                 if figures.rotated_seconds_ago is not None:
