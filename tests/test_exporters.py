@@ -420,6 +420,30 @@ class TestOpenTelemetry:
         caches["reports"].get(NAME)
         assert telemetry.values("smcache.misses") == {("app",): 0, ("reports",): 1}
 
+    def test_a_cache_that_comes_later_and_one_that_comes_again_are_observed(
+        self, aws: SecretsManager, make_cache: MakeCache, telemetry: Telemetry
+    ) -> None:
+        aws.create(NAME, "x")
+        app, reports = make_cache(), make_cache()
+        stop = instrument({"app": app}, **telemetry.providers)
+        instrument({"reports": reports}, secret_names=True, **telemetry.providers)
+        reports.get(NAME)
+        assert telemetry.values("smcache.misses") == {("app",): 0, ("reports",): 1}
+        stop()
+        assert telemetry.values("smcache.misses") == {("reports",): 1}
+        app.get(NAME)
+        instrument({"app": app}, **telemetry.providers)
+        stop()  # that one has ended; it ends no other
+        assert telemetry.values("smcache.misses") == {("app",): 1, ("reports",): 1}
+        [age] = telemetry.metrics()["smcache.secret.age"].data.data_points
+        assert age.attributes["smcache.cache"] == "reports"
+
+    def test_a_name_tells_one_cache(self, make_cache: MakeCache, telemetry: Telemetry) -> None:
+        instrument({"app": make_cache()}, **telemetry.providers)
+        with pytest.raises(InvalidArgument, match="'app' already"):
+            instrument({"app": make_cache(), "reports": make_cache()}, **telemetry.providers)
+        assert telemetry.values("smcache.hits") == {("app",): 0}
+
     def test_it_can_be_ended(
         self, aws: SecretsManager, make_cache: MakeCache, telemetry: Telemetry, wait_until_idle: WaitUntilIdle
     ) -> None:

@@ -9,17 +9,19 @@ opentelemetry.io/docs/specs/semconv: general/metrics, general/recording-errors a
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from smcache import __version__
-from smcache.errors import MissingExtra
+from smcache.errors import InvalidArgument, MissingExtra
 from smcache.events import Fetched
 from smcache.exporters._counts import COUNTS, by_version, check_caches
 from smcache.metrics import LATENCY_BOUNDS
 
 try:
-    from opentelemetry.metrics import Observation, get_meter
+    from opentelemetry.metrics import Observation, get_meter, get_meter_provider
     from opentelemetry.trace import SpanKind, StatusCode, get_tracer
 except ImportError as error:
     raise MissingExtra("smcache.exporters.opentelemetry", "opentelemetry") from error
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
     from smcache.events import Event
     from smcache.exporters._counts import Cache
-    from smcache.metrics import CostModel, MetricsSnapshot
+    from smcache.metrics import CostModel
 
 __all__ = ["instrument"]
 
@@ -50,6 +52,20 @@ BY_PART = (
 )
 
 
+class Observed(NamedTuple):
+    """A cache, and how it is observed."""
+
+    cache: Cache
+    prices: CostModel | None
+    secret_names: bool
+
+
+#: The caches by name, for each meter provider. It reads only the first of instruments of the same name, and its API has
+#: no way to take one back: so they are made once, and caches come and go.
+_observed: WeakKeyDictionary[MeterProvider, dict[str, Observed]] = WeakKeyDictionary()
+_observed_lock = threading.Lock()
+
+
 def instrument(
     caches: Mapping[str, Cache],
     *,
@@ -64,8 +80,8 @@ def instrument(
     was made that caused it. A refresh in the background has no parent.
 
     Args:
-        caches: The caches by the name that tells them apart: the attribute ``smcache.cache``. Call this once, with all
-            of them: of instruments of the same name, a meter provider reads only the first.
+        caches: The caches by the name that tells them apart: the attribute ``smcache.cache``. Others may be
+            instrumented later.
         meter_provider: Where the instruments are made; the global one by default.
         tracer_provider: Where the spans are made; the global one by default.
         secret_names: Whether spans say which secret and version was fetched, and whether to observe, of each secret,
@@ -77,16 +93,22 @@ def instrument(
         A function that ends it.
 
     Raises:
-        InvalidArgument: It is no mapping.
+        InvalidArgument: They are no mapping of caches, or one of that name is observed already.
     """
     check_caches(caches)
-    caches = dict(caches)
+    meter_provider = meter_provider or get_meter_provider()
     meter = get_meter("smcache", __version__, meter_provider=meter_provider)
     tracer = get_tracer("smcache", __version__, tracer_provider)
-    _observe_counts(meter, caches, prices)
-    _observe_values(meter, caches)
-    if secret_names:
-        _observe_secrets(meter, caches)
+    ours = {name: Observed(cache, prices, secret_names) for name, cache in caches.items()}
+    with _observed_lock:
+        if (observed := _observed.get(meter_provider)) is None:
+            observed = _observed[meter_provider] = {}
+            _observe_counts(meter, observed)
+            _observe_values(meter, observed)
+            _observe_secrets(meter, observed)
+        if taken := observed.keys() & ours.keys():
+            raise InvalidArgument(f"there is a cache {min(taken)!r} already", hint="stop that first, or name this anew")
+        observed.update(ours)
     duration = meter.create_histogram(
         "smcache.fetch.duration",
         "s",
@@ -94,32 +116,34 @@ def instrument(
         explicit_bucket_boundaries_advisory=LATENCY_BOUNDS,
     )
     cancels = [
-        cache.subscribe(_recorder(tracer, duration, name, secret_names=secret_names)) for name, cache in caches.items()
+        each.cache.subscribe(_recorder(tracer, duration, name, secret_names=secret_names))
+        for name, each in ours.items()
     ]
 
     def stop() -> None:
         for cancel in cancels:
             cancel()
-        caches.clear()  # the API has no way to take an observable instrument back
+        while ours:  # once: another cache may have the name by then
+            del observed[ours.popitem()[0]]
 
     return stop
 
 
-def _observe_counts(meter: Meter, caches: Mapping[str, Cache], prices: CostModel | None) -> None:
+def _observe_counts(meter: Meter, observed: Mapping[str, Observed]) -> None:
     def total(field: str) -> Callable[[object], Iterable[Observation]]:
-        return lambda _: [
-            Observation(getattr(snapshot, field), {"smcache.cache": name}) for name, snapshot in snapshots()
-        ]
+        return lambda _: [Observation(count, {"smcache.cache": name}) for name, count in counts(field)]
 
     def parts(field: str, attribute: str) -> Callable[[object], Iterable[Observation]]:
         return lambda _: [
             Observation(count, {"smcache.cache": name, attribute: part})
-            for name, snapshot in snapshots()
-            for part, count in getattr(snapshot, field).items()
+            for name, by_part in counts(field)
+            for part, count in by_part.items()
         ]
 
-    def snapshots() -> list[tuple[str, MetricsSnapshot]]:
-        return [(name, cache.metrics.snapshot(prices)) for name, cache in list(caches.items())]
+    def counts(field: str) -> list[tuple[str, Any]]:
+        return [
+            (name, getattr(each.cache.metrics.snapshot(each.prices), field)) for name, each in list(observed.items())
+        ]
 
     for count in COUNTS:
         # The unit is not part of the name, by the conventions.
@@ -129,14 +153,14 @@ def _observe_counts(meter: Meter, caches: Mapping[str, Cache], prices: CostModel
         meter.create_observable_counter(name, [parts(field, attribute)], unit, meaning)
 
 
-def _observe_values(meter: Meter, caches: Mapping[str, Cache]) -> None:
+def _observe_values(meter: Meter, observed: Mapping[str, Observed]) -> None:
     def cached(_: object) -> Iterable[Observation]:
-        for name, cache in list(caches.items()):
-            yield Observation(len(cache.metrics.secrets()), {"smcache.cache": name})
+        for name, each in list(observed.items()):
+            yield Observation(len(each.cache.metrics.secrets()), {"smcache.cache": name})
 
     def stale(_: object) -> Iterable[Observation]:
-        for name, cache in list(caches.items()):
-            yield Observation(sum(value.is_stale for value in cache.metrics.secrets()), {"smcache.cache": name})
+        for name, each in list(observed.items()):
+            yield Observation(sum(value.is_stale for value in each.cache.metrics.secrets()), {"smcache.cache": name})
 
     meter.create_observable_up_down_counter("smcache.cached_values", [cached], "{value}", "Values in the cache.")
     meter.create_observable_up_down_counter(
@@ -144,12 +168,13 @@ def _observe_values(meter: Meter, caches: Mapping[str, Cache]) -> None:
     )
 
 
-def _observe_secrets(meter: Meter, caches: Mapping[str, Cache]) -> None:
+def _observe_secrets(meter: Meter, observed: Mapping[str, Observed]) -> None:
     def of_each(field: str) -> Callable[[object], Iterable[Observation]]:
         return lambda _: [
             Observation(value, {"smcache.cache": name, **_secret_attributes(*key)})
-            for name, cache in list(caches.items())
-            for key, figures in by_version(cache).items()
+            for name, each in list(observed.items())
+            if each.secret_names
+            for key, figures in by_version(each.cache).items()
             if (value := getattr(figures, field)) is not None
         ]
 
