@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,12 +31,18 @@ MAX_WAITING = 10_000  # events; for listeners that are slower than what happens,
 CHANGES = (Rotated, ServedStale, Denied, Recovered)
 
 
+#: When the event that a listener is told happened, in nanoseconds since 1970: it may be told much later.
+happened_at: contextvars.ContextVar[int] = contextvars.ContextVar("smcache_happened_at")
+
+
 class Happened(deque[Any]):
     """Events as they are filed, each with its context: who takes them over may be another reader."""
 
     def append(self, event: Event, /) -> None:
         """File an event; listeners find the trace or the request in which it happened."""
-        super().append((event, contextvars.copy_context()))
+        context = contextvars.copy_context()
+        context.run(happened_at.set, time.time_ns())
+        super().append((event, context))
 
 
 class Listeners:

@@ -12,6 +12,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -361,6 +362,22 @@ class TestOpenTelemetry:
             "smcache.secret.version_id": version,
         }
         assert (span.end_time - span.start_time) / 1e9 == pytest.approx(sum(clock.slept), abs=1e-6)
+
+    def test_a_span_ends_with_its_fetch_however_late_it_is_told(
+        self, aws: SecretsManager, telemetry: Telemetry, wait_until_idle: WaitUntilIdle
+    ) -> None:
+        aws.create(NAME, "x")
+        told = threading.Event()
+        with SecretCache(aws.client()) as cache:
+            cache.subscribe(lambda _: told.wait(30))  # a listener that is slow
+            instrument({"app": cache}, **telemetry.providers)
+            start = time.time_ns()
+            cache.get(NAME)
+            end = time.time_ns()
+            told.set()
+            wait_until_idle(cache)
+        [span] = telemetry.spans()
+        assert start <= span.end_time <= end
 
     def test_a_refresh_in_the_background_belongs_to_nobody(
         self,

@@ -10,11 +10,11 @@ opentelemetry.io/docs/specs/semconv: general/metrics, general/recording-errors a
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from smcache import __version__
+from smcache._listeners import happened_at
 from smcache.errors import InvalidArgument, MissingExtra
 from smcache.events import Fetched
 from smcache.exporters._counts import COUNTS, by_version, check_caches
@@ -197,7 +197,7 @@ def _recorder(tracer: Tracer, duration: Histogram, name: str, *, secret_names: b
     def record(event: Event) -> None:
         if not isinstance(event, Fetched):
             return
-        end = time.time_ns()
+        end = happened_at.get()
         outcome = {"smcache.cache": name, **({"error.type": event.code} if event.code else {})}
         duration.record(event.seconds, outcome)
         # Without rpc.method: a fetch may take more than one operation, and a batch brings many secrets.
