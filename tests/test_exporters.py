@@ -538,6 +538,17 @@ class TestEmbeddedMetricFormat:
         lines = [checked(line) for line in stream.getvalue().splitlines(keepends=True)]
         assert [(line.get("Misses"), line["Hits"]) for line in lines] == [(1, 0), (None, 1), (None, 1)]
 
+    def test_a_coroutine_function_would_be_flushed_before_it_runs(self) -> None:
+        async def handler(event: object, context: object) -> None: ...
+
+        with pytest.raises(InvalidArgument, match="with metrics:"):
+            EmbeddedMetrics(SecretCache())(handler)
+
+    def test_it_takes_one_cache(self) -> None:
+        caches: Any = {"app": SecretCache()}
+        with pytest.raises(InvalidArgument, match="expected a cache, not dict"):
+            EmbeddedMetrics(caches)
+
     def test_on_lambda_the_function_is_the_dimension(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -556,6 +567,10 @@ class TestEmbeddedMetricFormat:
         [
             {"namespace": ""},
             {"namespace": "x" * 1025},
+            {"namespace": 5},
+            {"dimensions": ["Service"]},
+            {"dimensions": {5: "x"}},
+            {"dimensions": {"Service": 5}},
             {"dimensions": {str(number): "x" for number in range(31)}},
             {"dimensions": {"": "x"}},
             {"dimensions": {"x" * 251: "x"}},
@@ -636,6 +651,8 @@ def test_what_needs_no_package_loads_none() -> None:
 
 
 @pytest.mark.parametrize("export", [CacheCollector, instrument])
-def test_a_cache_without_a_name_is_refused_at_once(export: Any, make_cache: MakeCache) -> None:
-    with pytest.raises(InvalidArgument, match="by name, not as"):
-        export(make_cache())
+def test_what_are_no_caches_by_name_is_refused_at_once(export: Any) -> None:
+    with SecretCache() as cache:
+        for caches in (cache, {1: cache}, {"app": None}):
+            with pytest.raises(InvalidArgument, match="not"):
+                export(caches)

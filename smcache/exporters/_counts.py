@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from smcache.errors import InvalidArgument
+from smcache.metrics import Metrics
 
 if TYPE_CHECKING:
     from smcache.aio import AsyncSecretCache
@@ -25,13 +26,27 @@ class Count(NamedTuple):
 
 
 def check_caches(caches: object) -> None:
-    """Refuse what is no mapping of caches.
+    """Refuse what is no mapping of names to caches.
 
     Raises:
         InvalidArgument: What it is instead.
     """
     if not isinstance(caches, Mapping):
         raise InvalidArgument(f"caches are given by name, not as {type(caches).__name__}", hint='{"app": cache}')
+    for name, cache in caches.items():
+        if not isinstance(name, str):
+            raise InvalidArgument(f"the name of a cache is a str, not {type(name).__name__}")
+        check_cache(cache)
+
+
+def check_cache(cache: object) -> None:
+    """Refuse what is no cache.
+
+    Raises:
+        InvalidArgument: What it is instead.
+    """
+    if not isinstance(getattr(cache, "metrics", None), Metrics):
+        raise InvalidArgument(f"expected a cache, not {type(cache).__name__}")
 
 
 COUNTS = (

@@ -2,7 +2,7 @@
 
     metrics = EmbeddedMetrics(cache)
 
-    @metrics  # or `with metrics:`, or `metrics.flush()` at the end
+    @metrics  # or `with metrics:`, also around `await`; or `metrics.flush()` at the end
     def handler(event, context): ...
 
 CloudWatch Logs turns the line into metrics by the Embedded Metric Format:
@@ -11,19 +11,20 @@ docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metri
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ContextDecorator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smcache.errors import InvalidArgument
-from smcache.exporters._counts import COUNTS
+from smcache.exporters._counts import COUNTS, check_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from typing import TextIO
 
     from typing_extensions import Self
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from smcache.metrics import CostModel
 
 __all__ = ["EmbeddedMetrics"]
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 UNITS = {"s": "Seconds", "{USD}": "None"}  # CloudWatch's, by UCUM's; all others are counts
 METRICS = {
@@ -56,7 +59,7 @@ class EmbeddedMetrics(ContextDecorator):
     ``CallsByOperation``, ``ErrorsByCode`` and ``AnswersByRegion``.
 
     Args:
-        cache: The cache.
+        cache: The cache; each has an object of its own.
         namespace: CloudWatch's namespace of the metrics.
         dimensions: What tells these metrics from those of others, by name. By default the ``FunctionName`` on Lambda,
             and elsewhere nothing.
@@ -64,7 +67,7 @@ class EmbeddedMetrics(ContextDecorator):
         prices: What the requests are charged at; AWS's list prices by default.
 
     Raises:
-        InvalidArgument: CloudWatch would not take the namespace or the dimensions.
+        InvalidArgument: It is no cache, or CloudWatch would not take the namespace or the dimensions.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class EmbeddedMetrics(ContextDecorator):
         if dimensions is None:
             function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
             dimensions = {"FunctionName": function} if function else {}
+        check_cache(cache)
         _check(namespace, dimensions)
         self._metrics = cache.metrics
         self._namespace = namespace
@@ -112,6 +116,16 @@ class EmbeddedMetrics(ContextDecorator):
             stream.flush()
             self._last = snapshot
 
+    def __call__(self, func: Handler) -> Handler:
+        """Return the function so that each call ends with a flush.
+
+        Raises:
+            InvalidArgument: It is a coroutine function: its calls end before it has run.
+        """
+        if inspect.iscoroutinefunction(func):
+            raise InvalidArgument("a coroutine function cannot be decorated", hint="write `with metrics:` inside it")
+        return super().__call__(func)
+
     def __enter__(self) -> Self:
         return self
 
@@ -123,19 +137,21 @@ def _spelled(field: str) -> str:
     return "".join(word.capitalize() for word in field.split("_"))
 
 
-def _check(namespace: str, dimensions: Mapping[str, str]) -> None:
+def _check(namespace: object, dimensions: object) -> None:
     """Refuse what CloudWatch would drop without a word."""
-    if not 1 <= len(namespace) <= LONGEST_NAMESPACE:
-        raise InvalidArgument(f"a namespace has 1 to {LONGEST_NAMESPACE} characters, not {len(namespace)}")
+    if not isinstance(namespace, str) or not 1 <= len(namespace) <= LONGEST_NAMESPACE:
+        raise InvalidArgument(f"the namespace is a str of 1 to {LONGEST_NAMESPACE} characters")
+    if not isinstance(dimensions, Mapping):
+        raise InvalidArgument(f"dimensions are given by name, not as {type(dimensions).__name__}")
     if len(dimensions) > MOST_DIMENSIONS:
         raise InvalidArgument(f"{len(dimensions)} dimensions: CloudWatch takes {MOST_DIMENSIONS}")
     taken = {"_aws", *map(_spelled, METRICS), *map(_spelled, PARTS)}
     for name, value in dimensions.items():
-        if name in taken or not 1 <= len(name) <= LONGEST_DIMENSION:
+        if not isinstance(name, str) or name in taken or not 1 <= len(name) <= LONGEST_DIMENSION:
             raise InvalidArgument(
-                f"the dimension {name!r}: expected another name, of 1 to {LONGEST_DIMENSION} characters"
+                f"the dimension {name!r}: expected another name, a str of 1 to {LONGEST_DIMENSION} characters"
             )
-        if not 1 <= len(value) <= LONGEST_DIMENSION_VALUE:
+        if not isinstance(value, str) or not 1 <= len(value) <= LONGEST_DIMENSION_VALUE:
             raise InvalidArgument(
-                f"the dimension {name!r} has {len(value)} characters, not 1 to {LONGEST_DIMENSION_VALUE}"
+                f"the value of the dimension {name!r} is a str of 1 to {LONGEST_DIMENSION_VALUE} characters"
             )

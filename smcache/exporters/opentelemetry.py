@@ -93,7 +93,7 @@ def instrument(
         A function that ends it.
 
     Raises:
-        InvalidArgument: They are no mapping of caches, or one of that name is observed already.
+        InvalidArgument: They are no mapping of names to caches, or one of that name is observed already.
     """
     check_caches(caches)
     meter_provider = meter_provider or get_meter_provider()

@@ -57,7 +57,7 @@ class CacheCollector(Collector):
         prices: What the requests are charged at; AWS's list prices by default.
 
     Raises:
-        InvalidArgument: The caches are no mapping.
+        InvalidArgument: They are no mapping of names to caches.
     """
 
     def __init__(
