@@ -49,7 +49,7 @@ class Listeners:
     """The listeners of one cache, and the events they have not been told yet."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler or a finaliser may call the cache while we are inside
         self._all: tuple[tuple[tuple[type, ...], Listener], ...] = ((CHANGES, log_change),)
         self._waiting: deque[tuple[Event, contextvars.Context]] = deque(maxlen=MAX_WAITING)
         self._delivering = False
@@ -103,7 +103,7 @@ class Listeners:
 
     def start_anew(self) -> None:
         """Forget what is to be delivered: it is left to the parent process."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting.clear()
         self._delivering = False
 

@@ -119,7 +119,10 @@ class SecretFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsSnapshot:
-    """The counts of one cache since it was made. ``after - before`` has those in between.
+    """The counts of one cache since it was made, or its process forked. ``after - before`` has those in between.
+
+    A forked child counts from zero, so that a sum over processes counts nothing twice. ``before`` is one of the same
+    process. Reads that are answered by a remembered error (``negative_ttl``) are counted nowhere.
 
     Attributes:
         hits: Reads answered from the cache by a fresh value.
@@ -188,18 +191,26 @@ class Tally:
         self._reads += 1
         return count
 
+    def start_anew(self) -> None:
+        """Count from zero. The counter stays the same object: who holds it goes on."""
+        count = self.value()  # which changes _reads as well
+        self._reads += count
+
 
 class Metrics:
-    """The counters of one cache; ``snapshot()`` reads them."""
+    """The counters of one cache in one process; ``snapshot()`` reads them. A forked child starts at zero."""
 
     def __init__(self, guard: AbstractContextManager[object], clock: Callable[[], float] = lambda: 0.0) -> None:
         self._guard = guard
         self._clock = clock
         self.entries: Collection[Entry] = ()  # a view of the core's table
+        self.stale_served = Tally()
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        self._adding_up = threading.RLock()  # a signal handler or a finaliser may call the cache while we are inside
         self._retired: list[tuple[weakref.ref[Entry], Tally]] = []
         self._retired_hits = 0
-        self._adding_up = threading.Lock()
-        self.stale_served = Tally()
         self.misses = 0
         self.coalesced = 0
         self.stale_after_waiting = 0  # of stale_served: counted as misses or coalesced as well
@@ -248,8 +259,11 @@ class Metrics:
             return self._retired_hits + sum(tally.value() for tally in tallies)
 
     def start_anew_in_child(self) -> None:
-        """Go on after a fork, in which another thread may have held the lock."""
-        self._adding_up = threading.Lock()
+        """Count from zero after a fork, in which another thread may have held the lock."""
+        self.stale_served.start_anew()
+        for entry in list(self.entries):
+            entry.hits.start_anew()
+        self._start_at_zero()
 
     def secrets(self, *, names: bool = False) -> list[SecretFigures]:
         """Return figures of each cached value, with the secrets' names only if asked for."""

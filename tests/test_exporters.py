@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -51,6 +52,29 @@ HITS = "smcache_secret_hits_total"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 SCHEMA = json.loads((Path(__file__).parent / "data" / "emf.schema.json").read_text(encoding="utf-8"))
 OK, UNAUTHORIZED = 200, 401
+FORKS = """
+import os
+from smcache import Secret, SecretCache
+from smcache.exporters.emf import EmbeddedMetrics
+from smcache.sources import Answer
+
+class Source:
+    def fetch(self, secret_id, stage, version_id):
+        return Answer(Secret("value", name=secret_id, version_id="v1"))
+
+    def close(self): ...
+
+cache = SecretCache(source=Source())
+metrics = EmbeddedMetrics(cache)
+for _ in range(3):
+    cache.get("prod/db")
+if os.fork() == 0:
+    cache.get("prod/db")
+    metrics.flush()
+    os._exit(0)
+os.wait()
+metrics.flush()
+"""
 
 
 @pytest.fixture(params=["threads", "aiobotocore"])
@@ -537,6 +561,12 @@ class TestEmbeddedMetricFormat:
             cache.get(NAME)
         lines = [checked(line) for line in stream.getvalue().splitlines(keepends=True)]
         assert [(line.get("Misses"), line["Hits"]) for line in lines] == [(1, 0), (None, 1), (None, 1)]
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    def test_a_forked_child_prints_what_it_has_counted_itself(self) -> None:
+        done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603 - our own code
+        lines = [checked(line) for line in done.stdout.splitlines(keepends=True)]
+        assert [(line.get("Misses"), line["Hits"]) for line in lines] == [(None, 1), (1, 2)]
 
     def test_a_coroutine_function_would_be_flushed_before_it_runs(self) -> None:
         async def handler(event: object, context: object) -> None: ...

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import dataclasses
 import json
 import math
 import pickle
 import threading
+from collections import deque
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,14 @@ import pytest
 
 from smcache import CostModel, InvalidArgument, MetricsSnapshot, Secret
 from smcache._core import MAX_BACKOFF, Entry, Key
+from smcache._listeners import Listeners
 from smcache.errors import AccessDenied, Throttled, Unavailable
+from smcache.events import AuthFailed
 from smcache.metrics import LATENCY_BOUNDS, Metrics, Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from smcache.errors import SecretCacheError
 
 
@@ -262,6 +268,62 @@ def test_figures_by_secret_have_names_only_when_asked_for() -> None:
     assert (first.secret_id, first.hits, first.age_seconds, first.rotated_seconds_ago) == (None, 1, 10, 30)
     assert (second.rotated_seconds_ago, second.is_stale) == (None, False)
     assert [figures.secret_id for figures in counted.secrets(names=True)] == ["prod/db", "prod/api"]
+
+
+def test_a_forked_child_counts_from_zero_and_its_values_stay_what_they_are() -> None:
+    fresh, stale = entry_of(), entry_of("prod/api")
+    counted = metrics(fresh, stale)
+    stale.counter = counted.stale_served.counter
+    stale.failures, stale.retry_at = 1, 101.0
+    retired = entry_of("prod/mail")
+    for entry in (fresh, stale, retired):
+        next(entry.hits.counter)
+        next(entry.counter)
+    counted.retire(retired)
+    counted.request("GetSecretValue", 2, 0.1, Throttled("slow down", code="ThrottlingException"))
+    counted.misses = counted.auth_unrecovered = counted.answers_by_region["us-east-1"] = 1
+    counted.start_anew_in_child()
+    assert counted.snapshot() == metrics().snapshot()
+    assert [(figures.hits, figures.is_stale) for figures in counted.secrets()] == [(0, False), (0, True)]
+    for entry in (fresh, fresh, stale):
+        next(entry.counter)
+    assert (counted.snapshot().hits, counted.snapshot().stale_served) == (2, 1)
+
+
+def test_a_signal_handler_that_reads_the_counts_while_they_are_read_does_not_wait_for_itself() -> None:
+    """A fake: only a table of ours is interrupted on order."""
+    entry, seen = entry_of(), list[int]()
+    counted = metrics()
+
+    class Interrupted(list[Entry]):
+        def __iter__(self) -> Iterator[Entry]:
+            counted.entries = [entry]
+            seen.append(counted.snapshot().hits)
+            return iter([entry])
+
+    next(entry.counter)
+    counted.entries = Interrupted()
+    thread = threading.Thread(target=lambda: seen.append(counted.snapshot().hits), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert seen == [1, 1]
+
+
+def test_a_finaliser_that_cancels_a_listener_while_events_are_handed_over_does_not_wait_for_itself() -> None:
+    """A fake: only a queue of ours is interrupted on order."""
+    listeners = Listeners()
+    cancel = listeners.add(print)
+
+    class Interrupted(deque[Any]):
+        def popleft(self) -> Any:
+            cancel()
+            return super().popleft()
+
+    happened = Interrupted([(AuthFailed("prod/db", "v1"), contextvars.copy_context())])
+    thread = threading.Thread(target=lambda: listeners.take(happened), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_value_that_nobody_reads_is_stale_as_long_as_trouble_is_known() -> None:

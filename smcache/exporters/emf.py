@@ -90,13 +90,15 @@ class EmbeddedMetrics(ContextDecorator):
         self._stream = stream
         self._prices = prices
         self._flushing = threading.Lock()
+        self._process = os.getpid()
         self._last = self._metrics.snapshot(prices)
 
     def flush(self) -> None:
         """Print one line with what has changed since the last flush, or since this object was made."""
         with self._flushing:
             snapshot = self._metrics.snapshot(self._prices)
-            change = snapshot - self._last
+            # A forked child counts from zero.
+            change = snapshot - self._last if os.getpid() == self._process else snapshot
             counts = {field: getattr(change, field) for field in METRICS}
             units = {_spelled(field): METRICS[field] for field, count in counts.items() if count or field == "hits"}
             directive = {
@@ -114,7 +116,7 @@ class EmbeddedMetrics(ContextDecorator):
             stream = self._stream or sys.stdout
             stream.write(json.dumps(line) + "\n")
             stream.flush()
-            self._last = snapshot
+            self._process, self._last = os.getpid(), snapshot
 
     def __call__(self, func: Handler) -> Handler:
         """Return the function so that each call ends with a flush.
