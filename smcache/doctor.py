@@ -35,6 +35,7 @@ from smcache.errors import (
     SecretDeleted,
     SecretNotFound,
     SecretValueError,
+    Unavailable,
     WrongKind,
 )
 from smcache.sources.boto import BotoSource, client_settings, keep_out_of_logs, translate
@@ -53,6 +54,9 @@ MARKS: Mapping[Status, str] = {"ok": "ok", "note": "note", "failed": "FAIL", "sk
 #: How far a clock may be off before AWS refuses what it signs. Source: "a request must reach AWS within five minutes
 #: of the time stamp in the request", docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html
 MAX_SKEW = 300.0
+
+CLOCK_FIX = "set this machine's clock, and keep it right with NTP (chrony, the Amazon Time Sync Service)"
+ENDPOINT_FIX = "check the Region's spelling, the endpoint URL, DNS, proxy and VPC endpoint"
 
 #: Source: docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html
 FIELDS_FIX = "store a JSON object with username and password, and as far as known engine, host, port and dbname"
@@ -162,9 +166,13 @@ def check_identity(case: Case) -> Result:
 def check_region(case: Case) -> Result:
     """Look for the Region."""
     here = case.region or case.session.get_config_variable("region")
-    if not here:
-        raise NotConfigured("no region in the environment or the profile")
     there = _region_of(case.secret_id)
+    if not here:
+        raise NotConfigured(
+            "no region in the environment or the profile",
+            hint=f"give --region {there or 'REGION'}, or set AWS_DEFAULT_REGION (boto3 does not read AWS_REGION) or "
+            "the profile's region",
+        )
     if there not in ("", here):
         raise NotConfigured(f"the ARN is one of {there}, but {here} is asked", hint=f"ask there: --region {there}")
     case.region = here
@@ -172,7 +180,7 @@ def check_region(case: Case) -> Result:
 
 
 def check_endpoint(case: Case) -> Result:
-    """Ask for the secret's description: is there anybody who answers?"""
+    """Ask for the secret's description: is there anybody who answers, and is it Secrets Manager?"""
     try:
         case.client = case.session.create_client(
             "secretsmanager", region_name=case.region, endpoint_url=case.endpoint_url, config=_settings()
@@ -181,12 +189,19 @@ def check_endpoint(case: Case) -> Result:
         raise NotConfigured(str(error), hint="correct the Region or the endpoint's URL") from error
     url = case.client.meta.endpoint_url
     try:
-        case.description = told = case.client.describe_secret(SecretId=case.secret_id)
-    except Exception as error:
+        told = case.client.describe_secret(SecretId=case.secret_id)
+        found = told if told.get("ARN") else MalformedResponse("no ARN")
+    except Exception as error:  # noqa: BLE001 - a refusal is an answer, and anything else is raised below
         told = getattr(error, "response", None)
-        case.description = failure = translate(error, case.secret_id)
-        if not isinstance(told, dict):
-            raise failure from error  # a refusal would have been an answer
+        found = translate(error, case.secret_id)
+    if isinstance(found, MalformedResponse):
+        said = f"{url} gives no answer of Secrets Manager: {found.message}"
+        raise MalformedResponse(said, code=found.code, hint=ENDPOINT_FIX)
+    if not isinstance(told, dict):
+        if type(found) is Unavailable:  # others know better
+            found.hint = ENDPOINT_FIX
+        raise found
+    case.description = found
     case.answered_at = case.clock()
     case.aws_time = _date(told.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
     return _ok("endpoint", f"{url} answers")
@@ -206,8 +221,7 @@ def check_secret(case: Case) -> Result:
         raise SecretNotFound(f"{told.message.rstrip('.')} in {case.region}", code=told.code)
     if isinstance(told, SecretCacheError):
         raise told
-    if not told or not told.get("ARN"):
-        raise MalformedResponse("the answer of AWS has no ARN", secret_id=case.secret_id)
+    assert told is not None  # noqa: S101 - for mypy: check_endpoint got it, or this check is skipped
     if told.get("DeletedDate") is not None:
         raise SecretDeleted(f"marked for deletion: AWS removes it after {_time(told['DeletedDate'])}")
     found = [told["ARN"]]
@@ -284,7 +298,7 @@ def check_clock(case: Case) -> Result:
     return _failed(
         "clock",
         f"{_span(abs(off))} {'ahead of' if off > 0 else 'behind'} AWS's, which refuses more than {_span(MAX_SKEW)}",
-        "set this machine's clock, and keep it right with NTP (chrony, the Amazon Time Sync Service)",
+        CLOCK_FIX,
     )
 
 
@@ -358,6 +372,12 @@ def _region_of(secret_id: str) -> str:
 def _is_about_kms(error: SecretCacheError) -> bool:
     # AWS says "Access to KMS is not allowed" where kms:Decrypt is missing.
     return isinstance(error, DecryptionFailed) or "Access to KMS" in error.message or "kms:" in error.message
+
+
+def _is_about_the_clock(error: SecretCacheError) -> bool:
+    # AWS's words are those of docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-troubleshooting.html
+    said = ("Signature expired", "Signature not yet current")
+    return error.code == "RequestExpired" or error.message.startswith(said)
 
 
 def _is_meant_as_json(found: Secret) -> bool:
@@ -465,7 +485,8 @@ def _look(check: Check, case: Case) -> Result:
     except Exception as error:  # noqa: BLE001 - whatever AWS or a client comes up with is a line, not a traceback
         failure = translate(error, case.secret_id)
     code = "" if failure.code == type(failure).__name__ else f" [{failure.code}]"
-    return Result(name=check.name, status="failed", detail=f"{failure.message}{code}", fix=failure.hint)
+    fix = CLOCK_FIX if _is_about_the_clock(failure) else failure.hint
+    return Result(name=check.name, status="failed", detail=f"{failure.message}{code}", fix=fix)
 
 
 def run(

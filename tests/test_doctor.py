@@ -203,6 +203,19 @@ def test_a_missing_region_is_no_failure_of_the_identity(doctor: Doctor, monkeypa
     assert checks["identity"]["status"] == "note"
 
 
+@pytest.mark.parametrize(
+    ("secret_id", "region"),
+    [(NAME, "REGION"), ("arn:aws:secretsmanager:eu-west-1:123456789012:secret:prod/db-abcdef", "eu-west-1")],
+)
+def test_how_to_give_a_region_is_told_with_the_variable_that_boto3_reads(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, secret_id: str, region: str
+) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")  # AWS_REGION is still there
+    checks = doctor(secret_id)
+    assert failed(checks) == ["region"]
+    assert f"--region {region}, or set AWS_DEFAULT_REGION" in checks["region"]["fix"]
+
+
 def test_the_region_can_be_given(aws: SecretsManager, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     monkeypatch.delenv("AWS_REGION")
@@ -276,7 +289,25 @@ def test_an_endpoint_that_refuses_connections(doctor: Doctor) -> None:
     checks = doctor(NAME, "--endpoint-url", url)
     assert failed(checks) == ["endpoint"]
     assert url in checks["endpoint"]["detail"]
+    assert "endpoint URL, DNS, proxy" in checks["endpoint"]["fix"]
     assert skipped(checks) == NAMES[NAMES.index("endpoint") + 1 :]
+
+
+def test_an_endpoint_that_speaks_no_tls_or_is_not_there(aws: SecretsManager, doctor: Doctor) -> None:
+    for url in (aws.endpoint_url.replace("http:", "https:"), "https://secretsmanager.us-east-99.invalid"):
+        checks = doctor(NAME, "--endpoint-url", url)
+        assert failed(checks) == ["endpoint"]
+        assert "Region's spelling, the endpoint URL" in checks["endpoint"]["fix"]
+
+
+@pytest.mark.parametrize("fault", [malformed(), malformed(b"{}"), malformed(status=403), malformed(status=404)])
+def test_an_endpoint_that_is_none_of_aws(aws: SecretsManager, doctor: Doctor, fault: Fault) -> None:
+    aws.create(NAME, LOGIN)
+    aws.inject(fault, operation="DescribeSecret")
+    checks = doctor(NAME)
+    assert failed(checks) == ["endpoint"]
+    assert f"{aws.endpoint_url} gives no answer of Secrets Manager" in checks["endpoint"]["detail"]
+    assert "proxy" in checks["endpoint"]["fix"]
 
 
 def test_an_endpoint_that_closes_connections(aws: SecretsManager, doctor: Doctor) -> None:
@@ -378,7 +409,7 @@ def test_an_error_when_the_value_is_read_is_one_too(aws: SecretsManager, doctor:
     assert "[ThrottlingException]" in checks["read"]["detail"]
 
 
-@pytest.mark.parametrize(("operation", "check"), [("DescribeSecret", "secret"), ("GetSecretValue", "read")])
+@pytest.mark.parametrize(("operation", "check"), [("DescribeSecret", "endpoint"), ("GetSecretValue", "read")])
 def test_an_answer_that_says_nothing_is_a_line(aws: SecretsManager, doctor: Doctor, operation: str, check: str) -> None:
     aws.create(NAME, LOGIN)
     aws.inject(malformed(), operation=operation)
@@ -527,6 +558,21 @@ def test_a_clock_is_compared_with_that_of_aws(aws: SecretsManager) -> None:
     assert results["clock"].status == "failed"
     assert "2 h ahead of AWS's" in results["clock"].detail
     assert results["rotation"].status == "ok"
+
+
+@pytest.mark.parametrize("said", ["Signature expired: 20260101T000000Z is", "Signature not yet current: 20260101"])
+def test_what_is_signed_at_the_wrong_time_is_for_the_clock_to_mend(
+    aws: SecretsManager, doctor: Doctor, said: str
+) -> None:
+    aws.create(NAME, LOGIN)
+    aws.inject(deny("InvalidSignatureException", said), times=None)
+    checks = doctor(NAME)
+    assert failed(checks) == ["read"]
+    assert "clock" in checks["read"]["fix"]
+    aws.inject(deny("InvalidSignatureException", said), operation="DescribeSecret", times=None)
+    checks = doctor(NAME)
+    assert failed(checks) == ["secret"]
+    assert "clock" in checks["secret"]["fix"]
 
 
 @pytest.mark.parametrize(
