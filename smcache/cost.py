@@ -68,6 +68,9 @@ class Workload:
 class Quotas:
     """Requests a second that AWS takes per account and Region.
 
+    Raises:
+        InvalidArgument: One is less than 1.
+
     Source: docs.aws.amazon.com/secretsmanager/latest/userguide/reference_limits.html, and the increase of 2025-03-04
     (aws.amazon.com/about-aws/whats-new/2025/03).
     """
@@ -75,6 +78,10 @@ class Quotas:
     get_secret_value: int = 10_000
     describe_secret: int = 40_000
     batch_get_secret_value: int = 100
+
+    def __post_init__(self) -> None:
+        if not min(self.get_secret_value, self.describe_secret, self.batch_get_secret_value) >= 1:
+            raise InvalidArgument(f"{self!r}: quotas are 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +92,7 @@ class Month:
         requests: Requests sent to Secrets Manager.
         secrets_usd: The price of having the secrets.
         requests_usd: The price of the requests.
-        kms_usd: The price of customer-managed keys and of a Decrypt for each request.
+        kms_usd: The price of customer-managed keys and of a Decrypt for each value that is fetched.
         total_usd: All of it.
     """
 
@@ -156,11 +163,14 @@ def estimate(workload: Workload, prices: CostModel | None = None, quotas: Quotas
         # Each process needs a first request for each secret it reads.
         bound = min(reads, pairs * max(1.0, seconds / soonest))
         guess = min(bound, pairs * max(1.0, seconds / (usual + read_interval)))
+    # Once a process has a value, DescribeSecret confirms it, which decrypts nothing.
+    confirms = config.check_version_first and workload.secrets <= config.max_size
+    fetches = pairs if confirms else reads
     return Estimate(
         workload=workload,
-        without_cache=_month(workload, reads, prices),
-        with_cache=_month(workload, round(guess), prices),
-        with_cache_at_most=_month(workload, round(bound), prices),
+        without_cache=_month(workload, reads, reads, prices),
+        with_cache=_month(workload, round(guess), fetches, prices),
+        with_cache_at_most=_month(workload, round(bound), fetches, prices),
         read_interval=read_interval,
         refresh_interval=soonest,
         peaks=(
@@ -186,10 +196,10 @@ def estimate(workload: Workload, prices: CostModel | None = None, quotas: Quotas
     )
 
 
-def _month(workload: Workload, requests: int, prices: CostModel) -> Month:
+def _month(workload: Workload, requests: int, fetches: int, prices: CostModel) -> Month:
     # Secrets Manager decrypts the data key of each value it gives out. Source:
     # docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html
-    kms_calls = requests if workload.kms_keys else 0
+    kms_calls = min(requests, fetches) if workload.kms_keys else 0
     return Month(
         requests=requests,
         secrets_usd=workload.secrets * prices.per_secret_month,
@@ -205,7 +215,8 @@ def run(workload: Workload, *, as_json: bool) -> int:
     """Print the estimate as a table or as one JSON object; return 0."""
     answer = estimate(workload)
     if as_json:
-        sys.stdout.write(json.dumps(asdict(answer), indent=2) + "\n")
+        peaks = [{**asdict(peak), "seconds_needed": peak.seconds_needed} for peak in answer.peaks]
+        sys.stdout.write(json.dumps({**asdict(answer), "peaks": peaks}, indent=2) + "\n")
     else:
         sys.stdout.write("\n".join(_lines(answer)) + "\n")
     return 0

@@ -7,6 +7,7 @@ core, which its driver serialises. Reading takes the driver's lock, so a snapsho
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import weakref
 from bisect import bisect_left
@@ -40,6 +41,9 @@ class CostModel:
             aws/secretsmanager are free. The 20,000 that AWS gives each account and month are not taken off.
         per_kms_key_month: Per customer-managed key and month.
 
+    Raises:
+        InvalidArgument: A price is no finite number, 0 or more.
+
     Sources: aws.amazon.com/secrets-manager/pricing as of 2026-09-20, and aws.amazon.com/kms/pricing.
     """
 
@@ -56,8 +60,8 @@ class CostModel:
             self.per_kms_key_month,
         )
         for price in prices:
-            if not isinstance(price, (int, float)) or not price >= 0:
-                raise InvalidArgument(f"{self!r}: prices are numbers, 0 or more")
+            if not isinstance(price, (int, float)) or not 0 <= price < math.inf:
+                raise InvalidArgument(f"{self!r}: prices are finite numbers, 0 or more")
 
     def calls(self, count: int) -> float:
         """Return what so many requests cost."""

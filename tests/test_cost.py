@@ -44,7 +44,27 @@ def test_customer_managed_keys_cost_by_the_month_and_by_the_request() -> None:
     assert prices.month(secrets=50, calls=1_000_000, kms_keys=2, kms_calls=1_000_000) == pytest.approx(25 + 2 + 3)
 
 
-@pytest.mark.parametrize("price", [-0.01, math.nan, "1", None])
+def test_confirming_a_version_decrypts_nothing() -> None:
+    config = CacheConfig(check_version_first=True)
+    answer = estimate(Workload(secrets=2, calls_per_day=10**6, processes=3, kms_keys=1, config=config))
+    assert answer.with_cache.requests > 6
+    assert answer.with_cache.kms_usd == answer.with_cache_at_most.kms_usd == CostModel().kms(keys=1, calls=2 * 3)
+    assert answer.without_cache.kms_usd == CostModel().kms(keys=1, calls=30 * 10**6)
+
+
+def test_a_cache_that_is_too_small_confirms_nothing() -> None:
+    config = CacheConfig(check_version_first=True, max_size=1)
+    answer = estimate(Workload(secrets=2, calls_per_day=10**6, kms_keys=1, config=config))
+    assert answer.with_cache == answer.without_cache
+
+
+@pytest.mark.parametrize("quota", ["get_secret_value", "describe_secret", "batch_get_secret_value"])
+def test_a_quota_is_1_or_more(quota: str) -> None:
+    with pytest.raises(InvalidArgument, match="1 or more"):
+        Quotas(**{quota: 0})
+
+
+@pytest.mark.parametrize("price", [-0.01, math.nan, math.inf, "1", None])
 @pytest.mark.parametrize("name", ["per_10k_kms_calls", "per_kms_key_month"])
 def test_a_price_of_kms_is_a_number_from_0(name: str, price: object) -> None:
     prices: dict[str, Any] = {name: price}
@@ -194,6 +214,7 @@ def test_json_has_the_whole_estimate(capsys: pytest.CaptureFixture[str]) -> None
     assert printed["with_cache_at_most"]["requests"] == 1_500_000
     assert printed["with_cache"]["total_usd"] == pytest.approx(12.52, abs=0.01)
     assert printed["peaks"][0]["per_second"] == 200
+    assert printed["peaks"][0]["seconds_needed"] == 1
     assert printed["workload"]["config"]["ttl"] == 300
 
 

@@ -182,7 +182,7 @@ def test_the_list_prices_are_those_of_aws() -> None:
     assert prices.per_secret_month == 0.40
 
 
-@pytest.mark.parametrize("price", [-1, -0.01, math.nan, "5", None])
+@pytest.mark.parametrize("price", [-1, -0.01, math.nan, math.inf, "5", None])
 @pytest.mark.parametrize("name", ["per_10k_calls", "per_secret_month"])
 def test_a_price_is_a_number_from_0(name: str, price: object) -> None:
     prices: dict[str, Any] = {name: price}
