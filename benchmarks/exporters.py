@@ -1,10 +1,4 @@
-"""What exporters add to a hit: nothing, since they read the counts when they are asked to, and hear of no hit.
-
-    uv run --group test --group bench python benchmarks/exporters.py
-
-The same read is timed in turn in two caches, one of which has all exporters, which export once a round. The figures
-are the fastest of the rounds: whatever else the machine does only adds to them.
-"""
+"""What exporters add to a hit: nothing, since they read the counts when they are asked to, and hear of no hit."""
 
 from __future__ import annotations
 
@@ -13,12 +7,13 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from hits import NAME, Source
+from hits import Source, warm
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from prometheus_client import CollectorRegistry, generate_latest
-from sampling import in_turns, statement
+from report import Case, Goal, ratios
+from sampling import in_turns
 
 from smcache import SecretCache
 from smcache.exporters.emf import EmbeddedMetrics
@@ -29,7 +24,8 @@ from smcache.exporters.prometheus import CacheCollector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROUNDS = 200
+PLAIN = "smcache get"
+EXPORTED = "smcache get, with all exporters"
 
 
 def export_all(cache: SecretCache) -> Callable[[], float]:
@@ -51,26 +47,16 @@ def export_all(cache: SecretCache) -> Callable[[], float]:
     return export
 
 
-def main() -> None:
-    """Time a hit in both caches, and print the times beside each other."""
+def attached(*, quick: bool) -> Case:
+    """Compare a hit in a cache that has all exporters, which export once a turn, with one in a cache that has none."""
+    case = Case("hit, with exporters", note="Prometheus, OpenTelemetry, EMF and logs at once.")
     with SecretCache(source=Source()) as plain, SecretCache(source=Source()) as exported:
         export = export_all(exported)
-        for cache in (plain, exported):
-            cache.get(NAME)
-        times = in_turns(
-            {
-                "without exporters": statement("read(name)", read=plain.get, name=NAME),
-                "with all of them": statement("read(name)", read=exported.get, name=NAME),
-                "they export": export,
-            },
-            ROUNDS,
+        taken = in_turns(
+            {PLAIN: warm(plain.get), EXPORTED: warm(exported.get), "one export by all of them": export},
+            5 if quick else 100,
         )
-    fastest = {name: min(taken) for name, taken in times.items()}
-    for name in ("without exporters", "with all of them"):
-        print(f"hit, {name:20} {fastest[name] * 1e9:6.1f} ns")
-    print(f"ratio {fastest['with all of them'] / fastest['without exporters']:.3f}")
-    print(f"one export by all of them takes {fastest['they export'] * 1e3:.1f} ms")
-
-
-if __name__ == "__main__":
-    main()
+    case.add(taken)
+    # 5 % are the noise between two caches of the same kind.
+    case.goals = [Goal("as fast as without (within 5 %)", ratios(taken[EXPORTED], taken[PLAIN]), most=1.05)]
+    return case

@@ -13,6 +13,7 @@ import argparse
 import time
 
 import calls
+import exporters
 import fleet
 import herd
 import hits
@@ -26,6 +27,7 @@ CASES = {
     "hit-async": hits.asynchronous,
     "hit-threads": hits.threads,
     "hit-size": hits.table_size,
+    "hit-exporters": exporters.attached,
     "herd-threads": herd.cold_threads,
     "herd-tasks": herd.cold_tasks,
     "refresh": herd.refresh_under_load,
