@@ -26,12 +26,12 @@ GRAFANA = Path(__file__).parent.parent / "examples" / "grafana"
 TOKEN = re.compile(
     r"""
     (?P<matchers> \{ (?: \w+ (?:=~|!~|!=|=) "[^"]*" ,?\s* )* \} )
-    | (?P<range> \[ (?: \$__rate_interval | \$__range | \d+[smhd] ) \] )
+    | (?P<range> \[ (?: \$__rate_interval | \$__range | \d+[smhd] ) \] (?: \s offset \s \d+[smhd] )? )
     | (?P<labels> \bby\s* \( [\w\s,]+ \) )
-    | (?P<function> \b (?: sum | rate | increase | histogram_quantile ) \b )
+    | (?P<function> \b (?: sum | rate | increase | last_over_time | histogram_quantile ) \b )
     | (?P<metric> \b smcache_\w+ )
     | (?P<number> \b [\d.]+ )
-    | (?P<operator> [-+*/>,] )
+    | (?P<operator> [-+*/>,] | \b (?: or | unless ) \b )
     | (?P<bracket> [()] )
     """,
     re.VERBOSE,
@@ -88,7 +88,7 @@ def test_the_dashboard_shows_all_that_is_exported_but_for_details() -> None:
 
 @pytest.mark.parametrize("expression", expressions())
 def test_expressions_are_well_formed(expression: str) -> None:
-    """Brackets match, counters are read by rate or increase over a range, and gauges by neither."""
+    """Brackets match, counters are read over a range, but for those of new processes, and gauges are not."""
     found = tokens(expression)
     depth = 0
     for _, text in found:
@@ -100,8 +100,9 @@ def test_expressions_are_well_formed(expression: str) -> None:
         if kind != "metric":
             continue
         following = [kind for kind, _ in found[place + 1 : place + 3] if kind in {"matchers", "range"}]
-        over_time = place > 1 and found[place - 2][1] in {"rate", "increase"}
-        assert over_time == ("range" in following) == (types[text] in {"counter", "histogram"}), text
+        over_time = place > 1 and found[place - 2][1] in {"rate", "increase", "last_over_time"}
+        is_new = found[place + 1][1:] == ("unless",)
+        assert over_time == ("range" in following) == (types[text] in {"counter", "histogram"} and not is_new), text
 
 
 def test_the_panels_have_titles_units_and_places_of_their_own() -> None:
@@ -122,6 +123,12 @@ def test_the_panels_have_titles_units_and_places_of_their_own() -> None:
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["datasource"]["uid"] == "${datasource}"
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
+
+
+def test_what_is_counted_over_the_whole_time_shown_is_asked_for_once() -> None:
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            assert target.get("instant", False) == ("[$__range]" in target["expr"])
 
 
 def test_there_are_three_alerts_and_each_says_what_to_do() -> None:
@@ -154,6 +161,10 @@ def test_prometheus_itself_takes_the_rules() -> None:
     [
         ("SmcacheServesStaleValues", "smcache_stale_served_total", "0 0 1+1x8 9x30", {5: False, 8: True, 20: False}),
         ("SmcacheServesStaleValues", "smcache_stale_served_total", "0 0 1x40", {4: False, 7: False, 20: False}),
+        ("SmcacheLoginsDoNotRecover", "smcache_auth_unrecovered_total", "0 0 1x40", {2: True, 30: False}),
+        ("SmcacheLoginsDoNotRecover", "smcache_auth_unrecovered_total", "_ _ 1x40", {2: True, 30: False}),
+        ("SmcacheLoginsDoNotRecover", "smcache_auth_unrecovered_total", "_ _ 0x40", {2: False, 30: False}),
+        ("SmcacheLoginsDoNotRecover", "smcache_auth_unrecovered_total", "1x9 _x30 1x40", {30: False, 45: False}),
     ],
 )
 def test_an_alert_fires_as_long_as_there_is_reason_to(

@@ -113,7 +113,9 @@ class CacheCollector(Collector):
 
     def _secrets(self, caches: list[tuple[str, Cache]]) -> Iterable[Metric]:
         hits = CounterMetricFamily("smcache_secret_hits", "Reads answered by a fresh value.", labels=SECRET)
-        stale = GaugeMetricFamily("smcache_secret_stale", "1 if the value is past its TTL, else 0.", labels=SECRET)
+        stale = GaugeMetricFamily(
+            "smcache_secret_stale", "1 if the value is past its TTL, served because AWS is unavailable.", labels=SECRET
+        )
         confirmed = GaugeMetricFamily(
             "smcache_secret_confirmed_timestamp_seconds", "When AWS last gave or confirmed the value.", labels=SECRET
         )
