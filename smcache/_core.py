@@ -134,6 +134,10 @@ class Entry:
         """What the entries of one secret have in common, whichever of its names they are filed under."""
         return self.secret.arn or self.key.secret_id
 
+    def is_in_trouble(self, now: float) -> bool:
+        """Tell whether AWS was unavailable a moment ago, when the value was to be refreshed."""
+        return self.failures > 0 and now < self.retry_at + MAX_BACKOFF
+
 
 class Flight(Generic[Waiter]):
     """One fetch under way, which any number of readers wait for. It is told apart by identity, not by key.
@@ -699,7 +703,7 @@ def _in_trouble(entry: Entry, flight: Flight[Any] | None, now: float) -> bool:
     """Tell whether AWS is known to be unavailable just now, so that readers need not wait to find out."""
     if flight is not None:
         return entry.failures > 0 or flight.trouble is not None or now >= flight.is_slow_at
-    return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
+    return entry.is_in_trouble(now)
 
 
 def _leaves_value_alone(error: SecretCacheError, flight: Flight[Any]) -> bool:

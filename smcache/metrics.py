@@ -283,7 +283,7 @@ class Metrics:
             hits=entry.hits.value(),
             age_seconds=now - entry.confirmed_at,
             rotated_seconds_ago=None if entry.rotated_at is None else now - entry.rotated_at,
-            is_stale=entry.counter is self.stale_served.counter and _in_trouble(entry, now),
+            is_stale=entry.counter is self.stale_served.counter and entry.is_in_trouble(now),
         )
 
     def snapshot(self, prices: CostModel | None = None) -> MetricsSnapshot:
@@ -317,12 +317,6 @@ class Metrics:
                 latency_buckets=tuple(self._latency_buckets),
                 latency_seconds=self._latency_seconds,
             )
-
-
-def _in_trouble(entry: Entry, now: float) -> bool:
-    from smcache._core import MAX_BACKOFF  # noqa: PLC0415 - the core imports this module
-
-    return entry.failures > 0 and now < entry.retry_at + MAX_BACKOFF
 
 
 def _difference(after: Any, before: Any) -> Any:
