@@ -127,6 +127,12 @@ class Inquiry:
     def cools(self, now: float) -> bool:
         return self.over_at is not None and now < self.over_at
 
+    def shorten(self, now: float, cooldown: float) -> None:
+        """Let a cooldown that has doubled begin small again, and end no later than such a one would."""
+        self.cooldown = cooldown
+        if self.over_at is not None:
+            self.over_at = min(self.over_at, now + cooldown)
+
     def offered(self, version_id: str) -> bool:
         """Tell whether the version is the AWSPENDING that this inquiry has come up with."""
         return self.pending is not None and self.pending.version_id == version_id
@@ -137,8 +143,8 @@ class Case:
 
     __slots__ = ("accepted", "accepted_over", "inquiries")
 
-    def __init__(self) -> None:
-        self.inquiries: dict[str, Inquiry] = {}
+    def __init__(self, inquiries: dict[str, Inquiry] | None = None) -> None:
+        self.inquiries = inquiries or {}
         self.accepted: Secret | None = None  # an AWSPENDING version that the server takes,
         self.accepted_over = ""  # for as long as this version is AWSCURRENT
 
@@ -232,7 +238,7 @@ class Recovery:
 
     # --- what came of it ----------------------------------------------------------------------------------
 
-    def accepted(self, call: Call, secret: Secret, current: Secret | None) -> bool:
+    def accepted(self, call: Call, secret: Secret, current: Secret | None, now: float) -> bool:
         """Take in that the server took a version; return whether it now serves in AWSCURRENT's place."""
         if call.tried:
             self._metrics.auth_recoveries += 1
@@ -246,6 +252,10 @@ class Recovery:
             return False  # a login begun before the rejection does not disprove it
         if current is None or secret.version_id == current.version_id:
             del self._cases[key]
+            if doubt is not None and doubt.cools(now):
+                # Another server may go on refusing it, and must not cause requests each time this one takes it.
+                doubt.shorten(now, self._config.auth_cooldown)
+                self._cases[key] = Case({secret.version_id: doubt})
             return False
         for version_id in call.tried & case.inquiries.keys():
             case.inquiries[version_id].superseded = True

@@ -420,7 +420,7 @@ class SecretCache:
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
         with self._lock:
-            if self._recovery.accepted(call, secret, self._core.peek(key)):
+            if self._recovery.accepted(call, secret, self._core.peek(key), self._clock()):
                 self._core.expect_change(key, self._clock() + self._config.rotation_window)
         self._tell()
 

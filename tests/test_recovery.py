@@ -138,7 +138,7 @@ class World:
                 accepted = version in self.accepts
                 yield self.now
                 if accepted:
-                    if self.recovery.accepted(call, step.secret, self.core.peek(DB)):
+                    if self.recovery.accepted(call, step.secret, self.core.peek(DB), self.now):
                         self.core.expect_change(DB, self.now + self.config.rotation_window)
                     return version
                 self.recovery.rejected(call, step.secret, self.verdict, self.now)
@@ -459,9 +459,22 @@ def test_rule_5_success_resets_the_cooldown() -> None:
     w.set("v1")
     assert w.call() == ("v1", ["login v1"])
     w.set()
-    assert w.call() == (None, NO_ROTATION)
-    w.now += 5.1
-    assert w.call() == (None, NO_ROTATION)
+    assert w.call() == (None, ["login v1"])
+    for _ in range(2):
+        w.now += 5.1
+        assert w.call() == (None, NO_ROTATION)
+
+
+def test_rule_5_a_version_that_one_server_takes_and_another_refuses_costs_requests_once_a_cooldown() -> None:
+    """A reader endpoint with another password, say, or an API that answers 401 now and then."""
+    w = world()
+    logs = []
+    for _ in range(20):
+        w.set("v1")
+        assert w.call() == ("v1", ["login v1"])
+        w.set()
+        logs.append(w.call())
+    assert logs == [(None, NO_ROTATION)] + [(None, ["login v1"])] * 19
 
 
 def test_rule_5_a_cooldown_of_0_asks_at_each_failure_and_ends() -> None:
@@ -820,7 +833,7 @@ def test_success_with_nothing_known_of_the_secret_is_nothing_to_remember() -> No
     w = world()
     call, step = w.recovery.begin("prod/db", secret("v1"), 0)
     assert step == Try(call.first)
-    assert not w.recovery.accepted(call, call.first, secret("v2"))
+    assert not w.recovery.accepted(call, call.first, secret("v2"), 0)
     assert not w.recovery._cases
 
 
