@@ -30,7 +30,6 @@ logger = logging.getLogger("smcache")
 MAX_WAITING = 10_000  # events; for listeners that are slower than what happens, the oldest are dropped
 CHANGES = (Rotated, ServedStale, Denied, Recovered)
 
-
 #: When the event that a listener is told happened, in nanoseconds since 1970: it may be told much later.
 happened_at: contextvars.ContextVar[int] = contextvars.ContextVar("smcache_happened_at")
 

@@ -103,7 +103,7 @@ class SecretFigures:
 
     Attributes:
         secret_id: The secret as the caller named it; None unless names were asked for.
-        stage: The staging label it is cached for; empty for a pinned version, which is read whatever its labels.
+        stage: The staging label it is cached for; empty for a pinned version, whose labels may change.
         version_id: The version in the cache.
         hits: Reads it has answered while fresh.
         age_seconds: The time since AWS last confirmed it.
