@@ -108,7 +108,6 @@ class Entry:
         "fresh_until",
         "hits",
         "key",
-        "last_departed",
         "retry_at",
         "rotated_at",
         "secret",
@@ -123,7 +122,6 @@ class Entry:
         self.confirmed_at = NEVER
         self.rotated_at: float | None = None
         self.flight_number = 0  # of the flight that brought the value or last confirmed it
-        self.last_departed = 0  # the number of the last flight that had left by then
         self.fresh_until = NEVER
         self.retry_at = NEVER  # the next refresh is not started before
         self.denied = False  # AWS has said no since: the value is not to be confirmed without being fetched
@@ -303,21 +301,22 @@ class Core(Generic[Waiter]):
         entry = self._table.get(key)
         has_value = entry is not None and now < self._stale_until(entry)
         if entry is None or not has_value or (now >= entry.fresh_until and not _in_trouble(entry, flight, now)):
-            return self._read_from_aws(key, flight, now, until, has_value=has_value)
+            return self._refusal(key, now) or self._fetch(key, now, until, needed=not has_value)
         if now < entry.deadline:  # another reader has decided meanwhile
             return Serve(entry.secret)
         return self._read_ahead(key, entry, flight, now)
 
-    def _read_from_aws(
-        self, key: Key, flight: Flight[Waiter] | None, now: float, until: float, *, has_value: bool
-    ) -> Refuse | Lead | Join:
+    def _refusal(self, key: Key, now: float) -> Refuse | None:
         refusal = self._refusals.get(key)
-        if refusal is not None and now < refusal.until:
-            return Refuse(refusal.error)
+        return None if refusal is None or now >= refusal.until else Refuse(refusal.error)
+
+    def _fetch(self, key: Key, now: float, until: float, *, needed: bool) -> Lead | Join:
+        """Have AWS asked, or wait for an answer to somebody else."""
+        flight = self._under_way(key, now)
         step = Lead if flight is None else Join
         flight = flight or self._depart(key, now)
-        flight.is_needed |= not has_value
-        return step(flight, min(until, flight.is_slow_at) if has_value else until)
+        flight.is_needed |= needed
+        return step(flight, until if needed else min(until, flight.is_slow_at))
 
     def _read_ahead(self, key: Key, entry: Entry, flight: Flight[Waiter] | None, now: float) -> Serve | Refresh:
         fresh = now < entry.fresh_until
@@ -336,20 +335,13 @@ class Core(Generic[Waiter]):
             return Refresh(flight, entry.secret)
         return Serve(entry.secret)
 
-    def ask(self, key: Key, now: float, since: int) -> Serve | Lead | Join:
+    def ask(self, key: Key, now: float, since: int, until: float | None = None) -> Serve | Lead | Join:
         """Decide how to learn what AWS says after flight number ``since``, whatever is cached or remembered."""
-        return self._find_out(key, now, now + self.config.fetch_timeout, since)
-
-    def _find_out(self, key: Key, now: float, until: float, since: int) -> Serve | Lead | Join:
         entry = self._table.get(key)
         if entry is not None and entry.flight_number > since:
             return Serve(entry.secret)
-        flight = self._under_way(key, now)
         # One that left too early is waited for all the same: those who come meanwhile then share the next.
-        step = Lead if flight is None else Join
-        flight = flight or self._depart(key, now)
-        flight.is_needed = True
-        return step(flight, until)
+        return self._fetch(key, now, now + self.config.fetch_timeout if until is None else until, needed=True)
 
     def settle(self, flight: Flight[Waiter], now: float, until: float, since: int | None = None) -> Step:
         """Decide what a reader gets who waited for the flight, but not beyond ``until``.
@@ -372,7 +364,7 @@ class Core(Generic[Waiter]):
         if not flight.has_ended() and self._flights.get(flight.key) is flight:
             return Join(flight, until)  # woken early
         if since is not None:
-            return self._find_out(flight.key, now, until, since)
+            return self.ask(flight.key, now, since, until)
         step = self._decide(flight.key, now, until)
         if isinstance(step, (Serve, Refresh)):
             self._count_late(self._table[flight.key])
@@ -407,7 +399,8 @@ class Core(Generic[Waiter]):
             entry = self._table.get(key)
             if entry is not None and now < entry.fresh_until:
                 continue
-            match self._read_from_aws(key, self._under_way(key, now), now, math.inf, has_value=False):
+            self._under_way(key, now)  # one that is overdue has failed, which is then remembered
+            match self._refusal(key, now) or self._fetch(key, now, math.inf, needed=True):
                 case Lead(flight):
                     self.metrics.misses += 1
                     lead.append(flight)
@@ -492,7 +485,6 @@ class Core(Generic[Waiter]):
         entry.counter = entry.hits.counter
         entry.confirmed_at = now
         entry.flight_number = flight_number
-        entry.last_departed = self.departed
         entry.denied = False
         entry.failures = 0
         entry.retry_at = NEVER
@@ -549,7 +541,7 @@ class Core(Generic[Waiter]):
 
     def _fetched(self, flight: Flight[Waiter], now: float, version_id: str = "", code: str = "") -> None:
         key = flight.key
-        self.events.append(Fetched(key.secret_id, key.stage, version_id, now - flight.departed_at, code))
+        self.events.append(Fetched(key.secret_id, flight.wanted_stage() or "", version_id, now - flight.departed_at, code))
 
     def requested(
         self, operation: str, secret_id: str, requests: int, seconds: float, error: SecretCacheError | None
@@ -721,7 +713,7 @@ def _outdates(entry: Entry, flight: Flight[Any], secret: Secret) -> bool:
 
     Where both were under way at once, nobody knows which question AWS answered first, and the newer version counts.
     """
-    at_once = entry.last_departed >= flight.number
+    at_once = entry.confirmed_at > flight.departed_at
     return entry.flight_number > flight.number or (at_once and _is_newer(entry.secret, secret))
 
 

@@ -439,7 +439,7 @@ class AsyncSecretCache:
                 case Refresh(flight, secret):
                     if not self._inline:
                         return secret
-                    await self._wait(flight, flight.overdue_at)
+                    await self._wait(flight, flight.is_slow_at)
                     return flight.secret or secret
                 case Lead(flight, until) | Join(flight, until):
                     await self._wait(flight, until)

@@ -469,7 +469,7 @@ class SecretCache:
                 case Refresh(flight, secret):
                     if not self._inline:
                         return secret
-                    self._wait(flight, flight.overdue_at)
+                    self._wait(flight, flight.is_slow_at)
                     return flight.secret or secret
                 case Lead(flight, until) | Join(flight, until):
                     self._wait(flight, until)

@@ -22,7 +22,7 @@ class CacheConfig:
             background. 0 to 1; 1 refreshes only when the value has expired, and readers wait for it.
         max_stale: How long past its TTL a value is still served while AWS is unavailable.
         negative_ttl: How long an error is remembered when there is no value to serve.
-        fetch_timeout: The longest a fetch may take, retries included. A reader with an old value waits a second at most.
+        fetch_timeout: The longest a fetch may take, retries included. Who can be served an old value waits a second.
         max_size: How many values are kept; the least recently used goes first.
         check_version_first: Ask DescribeSecret whether the version has changed before fetching the value. Two
             requests instead of one when it has; for those whose KMS bill or plaintext traffic matters more.

@@ -30,7 +30,7 @@ class Fetched:
 
     Attributes:
         secret_id: The secret as the caller named it.
-        stage: The staging label asked for.
+        stage: The staging label asked for; empty for a pinned version, which is read whatever its labels.
         version_id: The version that came; empty if none did.
         seconds: How long it took.
         code: Empty if it succeeded; otherwise AWS's error code, or ours where AWS did not speak.
