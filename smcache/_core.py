@@ -541,7 +541,9 @@ class Core(Generic[Waiter]):
 
     def _fetched(self, flight: Flight[Waiter], now: float, version_id: str = "", code: str = "") -> None:
         key = flight.key
-        self.events.append(Fetched(key.secret_id, flight.wanted_stage() or "", version_id, now - flight.departed_at, code))
+        self.events.append(
+            Fetched(key.secret_id, flight.wanted_stage() or "", version_id, now - flight.departed_at, code)
+        )
 
     def requested(
         self, operation: str, secret_id: str, requests: int, seconds: float, error: SecretCacheError | None
