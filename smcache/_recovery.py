@@ -85,6 +85,7 @@ class Inquiry:
         "cooldown",
         "due",
         "expires",
+        "forgiven_until",
         "in_doubt",
         "opened",
         "over_at",
@@ -102,6 +103,7 @@ class Inquiry:
     def __init__(self, version_id: str, cooldown: float) -> None:
         self.version_id = version_id
         self.cooldown = cooldown
+        self.forgiven_until = -math.inf  # a cooldown was cut short: not again before
 
     def open(self, now: float, lasts: float, departed: int, refused_at: int) -> None:
         self.opened = now
@@ -127,11 +129,19 @@ class Inquiry:
     def cools(self, now: float) -> bool:
         return self.over_at is not None and now < self.over_at
 
-    def shorten(self, now: float, cooldown: float) -> None:
-        """Let a cooldown that has doubled begin small again, and end no later than such a one would."""
+    def forgive(self, now: float, cooldown: float) -> bool:
+        """Take in that a server has taken the version; return whether to remember the inquiry all the same.
+
+        The cooldown is over, but not twice within its length: another server may go on refusing the version.
+        """
+        if self.over_at is None:
+            return False
         self.cooldown = cooldown
-        if self.over_at is not None:
-            self.over_at = min(self.over_at, now + cooldown)
+        if self.cools(now):
+            if now >= self.forgiven_until:
+                self.over_at, self.forgiven_until = now, now + cooldown
+            self.over_at = min(self.over_at, self.forgiven_until)
+        return now < self.forgiven_until
 
     def offered(self, version_id: str) -> bool:
         """Tell whether the version is the AWSPENDING that this inquiry has come up with."""
@@ -252,9 +262,7 @@ class Recovery:
             return False  # a login begun before the rejection does not disprove it
         if current is None or secret.version_id == current.version_id:
             del self._cases[key]
-            if doubt is not None and doubt.cools(now):
-                # Another server may go on refusing it, and must not cause requests each time this one takes it.
-                doubt.shorten(now, self._config.auth_cooldown)
+            if doubt is not None and doubt.forgive(now, self._config.auth_cooldown):
                 self._cases[key] = Case({secret.version_id: doubt})
             return False
         for version_id in call.tried & case.inquiries.keys():
