@@ -194,8 +194,8 @@ class AsyncSecretCache:
             if not flight.done.done():
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
             elif (failure := flight.failure()) is not None:
-                self._refuse_closed()
                 errors[flight.key.secret_id] = failure
+        self._refuse_closed()
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------

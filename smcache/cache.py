@@ -220,8 +220,8 @@ class SecretCache:
             if not flight.done.wait(max(0.0, until - self._clock())):
                 errors[flight.key.secret_id] = FetchTimeout("not loaded in time", secret_id=flight.key.secret_id)
             elif (failure := flight.failure()) is not None:
-                self._refuse_closed()
                 errors[flight.key.secret_id] = failure
+        self._refuse_closed()
         return errors
 
     # --- keeping --------------------------------------------------------------------------------------------
