@@ -1,11 +1,14 @@
 """The fields that the secrets of databases carry, read with care: as a URL, or as the arguments of a driver.
 
+Tracebacks may show the locals of the frames they pass: username and password are read last, and never into one.
+
 The fields are those of
 https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_json_structure.html
 """
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -47,18 +50,16 @@ def arguments(secret: Secret, names: Mapping[str, str], given: Mapping[str, Any]
         SecretValueError: A field is of the wrong type, or the port is none.
     """
     fields = secret.json()
-    who = {"username": _text(fields, "username"), "password": _text(fields, "password")}
-    found = {
-        "host": _optional_text(fields, "host"),
-        "port": _port(fields),
-        "dbname": _optional_text(fields, "dbname"),
+    where = {"host": _optional_text(fields, "host"), "port": _port(fields), "dbname": _optional_text(fields, "dbname")}
+    return {
+        **{
+            names[field]: value
+            for field, value in where.items()
+            if value is not None and field in names and not given.get(names[field])
+        },
+        names["username"]: _text(fields, "username"),
+        names["password"]: _text(fields, "password"),
     }
-    where = {
-        field: value
-        for field, value in found.items()
-        if value is not None and field in names and not given.get(names[field])
-    }
-    return {names[field]: value for field, value in {**who, **where}.items()}
 
 
 def url(
@@ -73,9 +74,6 @@ def url(
     """Build the URL; see ``Secret.url``."""
     fields = secret.json()
     scheme, default_port = _scheme(secret.name, _text(fields, "engine") if engine is None else engine)
-    # A Redis without users has a password alone; everything else logs in by name.
-    username = (_optional_text(fields, "username") or "") if scheme == "redis" else _text(fields, "username")
-    password = _text(fields, "password")
     host = _text(fields, "host") if host is None else host
     port = (_port(fields) or default_port) if port is None else port
     dbname = (_optional_text(fields, "dbname") or "") if dbname is None else dbname
@@ -83,9 +81,15 @@ def url(
     if scheme == "oracle" and name:
         name = f"?service_name={name}"  # a bare name would be a SID; AWS's rotation connects to host:port/dbname
     return (
-        f"{scheme}{f'+{driver}' if driver else ''}://{quote(username, safe='')}:{quote(password, safe='')}"
+        f"{scheme}{f'+{driver}' if driver else ''}://{_login(fields, scheme)}"
         f"@{_bracketed(host)}:{port}{f'/{name}' if name else ''}"
     )
+
+
+def _login(fields: SecretFields, scheme: str) -> str:
+    # A Redis without users has a password alone; everything else logs in by name.
+    read_username = _optional_text if scheme == "redis" else _text
+    return f"{quote(read_username(fields, 'username') or '', safe='')}:{quote(_text(fields, 'password'), safe='')}"
 
 
 def _scheme(secret_id: str, engine: str) -> tuple[str, int]:
@@ -103,13 +107,13 @@ def _bracketed(host: str) -> str:
 
 
 def _text(fields: SecretFields, key: str) -> str:
-    value: Any = fields[key]
-    if not isinstance(value, str):
-        kind = type(value).__name__
-        raise SecretValueError(f"its {key!r} is no string, but {kind}", secret_id=fields.secret_id)
-    if not value:
+    if not isinstance(fields[key], str):
+        raise SecretValueError(
+            f"its {key!r} is no string, but {type(fields[key]).__name__}", secret_id=fields.secret_id
+        )
+    if not fields[key]:
         raise SecretValueError(f"its {key!r} is empty", secret_id=fields.secret_id)
-    return value
+    return str(fields[key])
 
 
 def _optional_text(fields: SecretFields, key: str) -> str | None:
@@ -118,11 +122,15 @@ def _optional_text(fields: SecretFields, key: str) -> str | None:
 
 def _port(fields: SecretFields) -> int | None:
     """Return the port, which some secrets have as a number and others as text."""
-    value = fields.get("port")
-    if value in (None, ""):
+    if fields.get("port") in (None, ""):
         return None
-    text = str(value)
-    # isdecimal: int() would take '1_000' and quote the text of what it refuses.
-    if not (text.isascii() and text.isdecimal() and 0 < int(text) <= _MAX_PORT):
+    port = _port_number(fields["port"])
+    if port is None:
         raise SecretValueError("its 'port' is no port number", secret_id=fields.secret_id)
-    return int(text)
+    return port
+
+
+def _port_number(value: object) -> int | None:
+    # int() would take '1_000', and raises for thousands of digits.
+    number = int(str(value)) if re.fullmatch("[0-9]{1,5}", str(value)) else 0
+    return number if 0 < number <= _MAX_PORT else None

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.pretty import Pretty
 
 import smcache
-from smcache import SecretCacheError
+from smcache import SecretCacheError, SecretValueError, _url
+from smcache.integrations import _http, _mysql
 from smcache.testing import answer, deny, malformed, server_error, throttle
 
 if TYPE_CHECKING:
@@ -54,6 +55,14 @@ def shown_by(error: BaseException) -> str:
             if frame.f_code.co_filename != __file__:
                 shown.append(pprint.pformat(dict(frame.f_locals)))
     return "\n".join(shown)
+
+
+def locals_of_ours(error: BaseException) -> str:
+    """Return the locals of our frames, as an error report shows them."""
+    report = traceback.TracebackException.from_exception(error, capture_locals=True)
+    ours = [frame.locals for frame in report.stack if "/smcache/" in frame.filename]
+    assert ours
+    return repr(ours)
 
 
 def shown_by_use(use: Callable[[Any], object], secret: smcache.Secret) -> str:
@@ -205,6 +214,62 @@ def test_no_error_about_a_value_shows_it(aws: SecretsManager, make_cache: MakeCa
         assert canary not in shown_by(caught.value)
 
 
+def url(secret: smcache.Secret) -> str:
+    return secret.url()
+
+
+def libpq_arguments(secret: smcache.Secret) -> dict[str, Any]:
+    return _url.arguments(secret, _url.LIBPQ, {})
+
+
+def mysql_arguments(secret: smcache.Secret) -> dict[str, Any]:
+    return _mysql.arguments(secret, {})
+
+
+def header(secret: smcache.Secret) -> str:
+    return _http.header_value(secret, "password", "X-Api-Key")
+
+
+WHOLE = {"engine": "postgres", "host": "h", "username": "u"}
+
+
+@pytest.mark.parametrize(
+    ("use", "fields", "make_password"),
+    [
+        (url, {"engine": "postgres", "username": "u"}, str),
+        (url, {"engine": "postgres", "host": "h"}, str),
+        (url, {**WHOLE, "engine": "none"}, str),
+        *((use, {**WHOLE, "port": "x"}, str) for use in (url, libpq_arguments, mysql_arguments)),
+        *((use, {**WHOLE, "port": "9" * 5000}, str) for use in (url, libpq_arguments)),
+        *((use, {**WHOLE, "host": 5}, str) for use in (url, libpq_arguments, mysql_arguments)),
+        *((use, {**WHOLE, "dbname": 5}, str) for use in (url, libpq_arguments, mysql_arguments)),
+        *((use, {**WHOLE, "username": 5}, str) for use in (url, libpq_arguments, mysql_arguments)),
+        *((use, {"host": "h", "engine": "redis", "username": 5}, str) for use in (url, libpq_arguments)),
+        *((use, WHOLE, lambda canary: [canary]) for use in (url, libpq_arguments, mysql_arguments, header)),
+        *((use, WHOLE, lambda canary: {"nested": canary}) for use in (url, libpq_arguments, mysql_arguments, header)),
+        (mysql_arguments, {"username": "u"}, str),
+        (header, {}, lambda canary: canary + "\n"),
+        (header, {}, lambda canary: canary + "é"),
+    ],
+)
+def test_an_error_about_a_field_shows_no_other(
+    canary: str, use: Callable[[smcache.Secret], object], fields: dict[str, Any], make_password: Callable[[str], object]
+) -> None:
+    secret = smcache.Secret(json.dumps({**fields, "password": make_password(canary)}), name=NAME, version_id="v" * 32)
+    with pytest.raises(SecretValueError) as caught:
+        use(secret)
+    assert canary not in locals_of_ours(caught.value)
+    assert canary not in shown_by(caught.value)
+
+
+@pytest.mark.parametrize("use", [url, libpq_arguments, mysql_arguments])
+def test_a_missing_password_shows_no_username(canary: str, use: Callable[[smcache.Secret], object]) -> None:
+    secret = smcache.Secret(json.dumps({**WHOLE, "username": canary}), name=NAME, version_id="v" * 32)
+    with pytest.raises(SecretValueError, match="no key 'password'") as caught:
+        use(secret)
+    assert canary not in locals_of_ours(caught.value)
+
+
 @pytest.mark.usefixtures("nothing_shown")
 def test_a_rejected_credential_shows_no_value(
     aws: SecretsManager, pg: PostgreSQL, make_cache: MakeCache, canary: str
@@ -220,13 +285,7 @@ def test_a_rejected_credential_shows_no_value(
 
     with pytest.raises(psycopg.OperationalError) as caught:
         connect()
-    ours = [
-        pprint.pformat(dict(frame.f_locals))
-        for frame, _ in traceback.walk_tb(caught.value.__traceback__)
-        if "/smcache/" in frame.f_code.co_filename
-    ]
-    assert ours
-    assert canary not in "\n".join(ours)
+    assert canary not in locals_of_ours(caught.value)
     with contextlib.redirect_stderr(io.StringIO()) as printed:
         sys.excepthook(type(caught.value), caught.value, caught.value.__traceback__)
     assert canary not in printed.getvalue()

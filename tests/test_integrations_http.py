@@ -10,6 +10,7 @@ import json
 import operator
 import ssl
 import threading
+import traceback
 import uuid
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -74,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         said = self.headers.get(api.header)
         api.seen.append(said)
+        if self.path == "/hang-up" and said in api.accepted:
+            self.close_connection = True
+            return
         self.answer(200 if said in api.accepted else 403 if self.path == "/forbidden" else 401, {})
 
     do_POST = do_GET  # noqa: N815 - the name that http.server looks for
@@ -537,6 +541,18 @@ class TestRequests:
         Rotation(aws, api, "second-key").run()
         with http.client.get(api.url, auth=http.auth, stream=True) as response:
             assert (response.status_code, response.content) == (200, b"ok")
+
+    def test_a_connection_that_breaks_shows_no_key_in_a_traceback_of_ours(
+        self, http: Client, api: Api, aws: SecretsManager, canary: str
+    ) -> None:
+        http.get(api.url)
+        Rotation(aws, api, canary).run()
+        with pytest.raises(requests.ConnectionError) as caught:
+            http.get(f"{api.url}/hang-up")
+        report = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        ours = [frame.locals for frame in report.stack if "/smcache/" in frame.filename]
+        assert ours
+        assert canary not in repr(ours)
 
 
 class TestTheWrongKindOfCache:

@@ -31,14 +31,22 @@ def header_value(secret: Secret, value: Value, header: str) -> str:
     Raises:
         SecretValueError: The secret lacks the key, or a header cannot hold its value.
     """
-    text: object = value(secret) if callable(value) else secret.string if value is None else secret[value]
-    # Checked here, because http.client and h11 quote a value that they refuse.
-    if not isinstance(text, str) or not text.isascii() or not text.isprintable() or text.strip() != text or not text:
+    line = _line(secret, value, header)
+    if line is None:
         raise SecretValueError(
             f"what goes into the header {header!r} is no line of printable ASCII characters",
             secret_id=secret.name,
             hint="look for white space around it, such as the newline that `echo` adds",
         )
+    return line
+
+
+def _line(secret: Secret, value: Value, header: str) -> str | None:
+    """Return what the header says, or None: a frame that raises would show the value among its locals."""
+    text: object = value(secret) if callable(value) else secret.string if value is None else secret[value]
+    # Checked here, because http.client and h11 quote a value that they refuse.
+    if not isinstance(text, str) or not text.isascii() or not text.isprintable() or text.strip() != text or not text:
+        return None
     return f"Bearer {text}" if header.lower() == "authorization" and not callable(value) else text
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from smcache.secret import Secret
 
-# A host that nobody names would be this machine to the drivers; these name it elsewhere.
+# What else says where the server is.
 _PLACES = ("host", "unix_socket", "read_default_file")
 
 
@@ -30,7 +30,6 @@ def arguments(secret: Secret, given: Mapping[str, Any], dbname: str = "database"
         names["dbname"] = dbname
     if given.get("unix_socket"):
         del names["host"]  # mysqlclient would prefer it
-    found = _url.arguments(secret, names, given)
-    if "host" not in found and not any(map(given.get, _PLACES)):
-        found["host"] = secret["host"]
-    return found
+    if not any(map(given.get, _PLACES)):
+        secret["host"]  # the drivers would look for a server on this machine
+    return _url.arguments(secret, names, given)

@@ -89,17 +89,9 @@ class SecretAuth(AuthBase):
                 secret = other
             if not _rewound(request):
                 return response
-            response = self._send_again(response, self._line(secret), how_sent)
+            request.headers[self._header] = self._line(secret)  # no copy, as HTTPDigestAuth: redirects are made from it
+            response = _sent_again(response, how_sent)
         attempts.accepted()
-        return response
-
-    def _send_again(self, refused: Response, line: str, how_sent: dict[str, Any]) -> Response:
-        _ = refused.content  # read to its end, so that the connection can be used again
-        refused.close()
-        request = refused.request
-        request.headers[self._header] = line  # not in a copy, as HTTPDigestAuth: redirects are made from this object
-        response: Response = refused.connection.send(request, **how_sent)
-        response.history.append(refused)
         return response
 
     def _line(self, secret: Secret) -> str:
@@ -109,6 +101,14 @@ class SecretAuth(AuthBase):
 def _is_elsewhere(home: str, url: str) -> bool:
     """Whether requests itself would keep Authorization from a URL."""
     return SessionRedirectMixin().should_strip_auth(home, url)
+
+
+def _sent_again(refused: Response, how_sent: dict[str, Any]) -> Response:
+    _ = refused.content  # read to its end, so that the connection can be used again
+    refused.close()
+    response: Response = refused.connection.send(refused.request, **how_sent)
+    response.history.append(refused)
+    return response
 
 
 def _rewound(request: PreparedRequest) -> bool:
