@@ -53,6 +53,7 @@ class Api:
     seen: list[str | None] = field(default_factory=list)  # what each request said in the header
     bodies: list[bytes] = field(default_factory=list)
     ports: set[int] = field(default_factory=set)  # of the clients: one for each connection
+    busy: int = 0  # the status with which every other request is answered, whatever its key
 
     @property
     def refused(self) -> int:
@@ -77,6 +78,9 @@ class Handler(BaseHTTPRequestHandler):
         api.seen.append(said)
         if self.path == "/hang-up" and said in api.accepted:
             self.close_connection = True
+            return
+        if api.busy and len(api.seen) % 2 == 0:
+            self.answer(api.busy, {})
             return
         self.answer(200 if said in api.accepted else 403 if self.path == "/forbidden" else 401, {})
 
@@ -291,6 +295,22 @@ class TestRotation:
         assert http.status(api.url) == 200
         assert http.api_calls() == 2
 
+    @pytest.mark.parametrize("busy", [429, 503])
+    def test_an_awspending_that_a_busy_server_has_not_looked_at_counts_neither_as_taken_nor_as_refused(
+        self, http: Client, api: Api, aws: SecretsManager, busy: int
+    ) -> None:
+        http.get(api.url)
+        api.seen.clear()
+        rotation = Rotation(aws, api, "second-key")
+        rotation.create_secret()
+        rotation.set_secret()
+        api.busy = busy
+        assert http.status(api.url) == busy
+        assert http.cache.metrics.snapshot().auth_recoveries == 0
+        assert http.status(api.url) == 200
+        assert api.seen == [f"Bearer {FIRST}", *["Bearer second-key"] * 2]
+        assert http.api_calls() == 3
+
     def test_under_load_no_request_fails_in_five_rotations(
         self, http: Client, api: Api, aws: SecretsManager, together: Together
     ) -> None:
@@ -386,6 +406,14 @@ class TestAKeyThatIsWrong:
         rotation.create_secret()
         rotation.set_secret()
         assert http.status(api.url) == 200
+
+    @pytest.mark.parametrize("busy", [429, 500, 503])
+    def test_what_a_busy_server_answers_in_between_is_no_reason_to_ask_aws_again(
+        self, http: Client, api: Api, busy: int
+    ) -> None:
+        api.accepted, api.busy = set(), busy
+        assert [http.status(api.url) for _ in range(20)] == [401, busy] * 10
+        assert http.api_calls() == 3
 
     def test_a_403_is_not_about_the_key(self, http: Client, api: Api) -> None:
         api.accepted = set()

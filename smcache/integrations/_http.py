@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from smcache.secret import Secret
 
 UNAUTHORIZED = 401  # asks for other credentials; 403 does not (RFC 9110, 15.5.2 and 15.5.4)
+_TOO_MANY_REQUESTS = 429
+_SERVER_ERRORS = 500  # and above
 
 Value: TypeAlias = "str | Callable[[Secret], str] | None"
 
@@ -50,8 +52,13 @@ def _line(secret: Secret, value: Value, header: str) -> str | None:
     return f"Bearer {text}" if header.lower() == "authorization" and not callable(value) else text
 
 
+def _says_nothing(status: int) -> bool:
+    """Tell whether a status may come from somebody who has not looked at the credential."""
+    return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERRORS
+
+
 class Attempts:
-    """The versions to send one request with, for threads: `start`, then `refused` or `accepted`.
+    """The versions to send one request with, for threads: `start`, then `refused` or `ended`.
 
     Attributes:
         secret: The version being tried; None before the first and after the last.
@@ -79,9 +86,9 @@ class Attempts:
             self.secret = self._cache._next(self._call, self._key, self.secret, "rejected")
         return self.secret
 
-    def accepted(self) -> None:
-        """Take in that the server did not refuse the version."""
-        if self.secret is not None:
+    def ended(self, status: int) -> None:
+        """Take in an answer that does not refuse the version."""
+        if self.secret is not None and not _says_nothing(status):
             self._cache._accepted(self._call, self._key, self.secret)
         self.secret = None
 
@@ -111,8 +118,8 @@ class AsyncAttempts:
             self.secret = await self._cache._next(self._call, self._key, self.secret, "rejected")
         return self.secret
 
-    def accepted(self) -> None:
-        """Take in that the server did not refuse the version."""
-        if self.secret is not None:
+    def ended(self, status: int) -> None:
+        """Take in an answer that does not refuse the version."""
+        if self.secret is not None and not _says_nothing(status):
             self._cache._accepted(self._call, self._key, self.secret)
         self.secret = None

@@ -73,7 +73,7 @@ class SecretAuth(httpx.Auth):
             if not self._was_asked(response):
                 return
             if response.status_code != UNAUTHORIZED:
-                attempts.accepted()
+                attempts.ended(response.status_code)
                 return
             secret = attempts.refused()
             if not _can_be_repeated(request):
@@ -91,7 +91,7 @@ class SecretAuth(httpx.Auth):
             if not self._was_asked(response):
                 return
             if response.status_code != UNAUTHORIZED:
-                attempts.accepted()
+                attempts.ended(response.status_code)
                 return
             secret = await attempts.refused()
             if not _can_be_repeated(request):

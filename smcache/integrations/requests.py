@@ -91,7 +91,7 @@ class SecretAuth(AuthBase):
                 return response
             request.headers[self._header] = self._line(secret)  # no copy, as HTTPDigestAuth: redirects are made from it
             response = _sent_again(response, how_sent)
-        attempts.accepted()
+        attempts.ended(response.status_code)
         return response
 
     def _line(self, secret: Secret) -> str:
