@@ -27,7 +27,7 @@ from smcache.integrations.requests import SecretAuth as RequestsAuth
 from smcache.testing import deny, latency
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from conftest import Clock, LoopThread, MakeCache, Together
 
@@ -501,21 +501,34 @@ class TestBodies:
     def test_a_stream_is_not_sent_again_and_the_next_request_has_the_other_version(
         self, http: Client, api: Api, aws: SecretsManager
     ) -> None:
-        def stream() -> Iterator[bytes]:
-            yield b"a"
-            yield b"b"
-
-        async def async_stream() -> Any:
-            yield b"a"
-            yield b"b"
-
         http.get(api.url)
         Rotation(aws, api, "second-key").run()
-        make = async_stream if http.library == "httpx-async" else stream
-        assert http.post(api.url, make()).status_code == 401
+        assert http.post(api.url, stream(http.library)).status_code == 401
         assert api.bodies[1:] == [b"ab"]
-        assert http.post(api.url, make()).status_code == 200
+        assert http.post(api.url, stream(http.library)).status_code == 200
         assert http.cache.metrics.snapshot().auth_failures == 1
+
+    def test_the_401_of_a_stream_comes_back_at_once_where_others_wait_for_a_rotation(
+        self, http: Client, api: Api, aws: SecretsManager, clock: Clock
+    ) -> None:
+        http.get(api.url)
+        api.accepted = set()
+        aws.inject(latency(0))  # AWSCURRENT, as it is
+        aws.inject(deny())  # AWSPENDING
+        assert http.post(api.url, stream(http.library)).status_code == 401
+        assert (clock.slept, http.api_calls()) == ([], 1)
+        assert http.post(api.url, b"body").status_code == 401
+        assert sum(clock.slept) >= 59
+
+
+def stream(library: str) -> Any:
+    """Return a body that can be read once."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    return parts() if library == "httpx-async" else iter([b"a", b"b"])
 
 
 class TestRedirects:

@@ -80,10 +80,15 @@ class Attempts:
         self.secret = first
         return first
 
-    def refused(self) -> Secret | None:
-        """Take in that the server refused the version; return another, or None if there is none."""
-        if self.secret is not None:
+    def refused(self, *, repeatable: bool) -> Secret | None:
+        """Take in that the server refused the version; return another for a request that can be repeated, or None."""
+        if self.secret is None:
+            return None
+        if repeatable:
             self.secret = self._cache._next(self._call, self._key, self.secret, "rejected")
+        else:  # another version, which may have to be waited for, is of no use
+            self._cache._refused(self._call, self.secret, "rejected")
+            self.secret = None
         return self.secret
 
     def ended(self, status: int) -> None:
@@ -112,10 +117,15 @@ class AsyncAttempts:
         self.secret = first
         return first
 
-    async def refused(self) -> Secret | None:
-        """Take in that the server refused the version; return another, or None if there is none."""
-        if self.secret is not None:
+    async def refused(self, *, repeatable: bool) -> Secret | None:
+        """Take in that the server refused the version; return another for a request that can be repeated, or None."""
+        if self.secret is None:
+            return None
+        if repeatable:
             self.secret = await self._cache._next(self._call, self._key, self.secret, "rejected")
+        else:  # another version, which may have to be waited for, is of no use
+            self._cache._refused(self._call, self.secret, "rejected")
+            self.secret = None
         return self.secret
 
     def ended(self, status: int) -> None:

@@ -75,9 +75,7 @@ class SecretAuth(httpx.Auth):
             if response.status_code != UNAUTHORIZED:
                 attempts.ended(response.status_code)
                 return
-            secret = attempts.refused()
-            if not _can_be_repeated(request):
-                return
+            secret = attempts.refused(repeatable=_can_be_repeated(request))
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Send a request for `httpx.AsyncClient`."""
@@ -93,9 +91,7 @@ class SecretAuth(httpx.Auth):
             if response.status_code != UNAUTHORIZED:
                 attempts.ended(response.status_code)
                 return
-            secret = await attempts.refused()
-            if not _can_be_repeated(request):
-                return
+            secret = await attempts.refused(repeatable=_can_be_repeated(request))
 
     def _put(self, secret: Secret, request: httpx.Request) -> None:
         request.headers[self._header] = header_value(secret, self._value, self._header)

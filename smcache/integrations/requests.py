@@ -82,12 +82,13 @@ class SecretAuth(AuthBase):
             return response
         secret = attempts.secret or attempts.start()  # it has ended when a prepared request is sent once more
         while response.status_code == UNAUTHORIZED:
+            repeatable = _rewound(request)
             if request.headers.get(self._header) == self._line(secret):
-                other = attempts.refused()
+                other = attempts.refused(repeatable=repeatable)
                 if other is None:
                     return response
                 secret = other
-            if not _rewound(request):
+            elif not repeatable:
                 return response
             request.headers[self._header] = self._line(secret)  # no copy, as HTTPDigestAuth: redirects are made from it
             response = _sent_again(response, how_sent)
