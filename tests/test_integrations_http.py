@@ -420,6 +420,21 @@ class TestAKeyThatIsWrong:
         assert http.status(f"{api.url}/forbidden") == 403
         assert (len(api.seen), http.api_calls()) == (1, 1)
 
+    @pytest.mark.parametrize("setup", [{}, {"header": "X-Api-Key"}])
+    def test_a_403_is_about_the_key_where_auth_result_says_so(
+        self, make_http: Callable[..., Client], api: Api, aws: SecretsManager, setup: dict[str, str]
+    ) -> None:
+        http = make_http(auth_result=lambda response: response.status_code == 403, **setup)
+        api.header = setup.get("header", "Authorization")
+        rotation = Rotation(aws, api, "second-key")
+        rotation.create_secret()
+        api.accepted = {"second-key", "Bearer second-key"}
+        assert http.status(f"{api.url}/forbidden") == 200
+        api.accepted = set()
+        assert http.status(f"{api.url}/forbidden") == 403
+        assert http.status(api.url) == 401
+        assert http.cache.metrics.snapshot().auth_recoveries == 1
+
     def test_without_leave_to_read_awspending_the_request_waits_for_awscurrent(
         self, http: Client, api: Api, aws: SecretsManager, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -7,7 +7,7 @@ An HTTP client asks for the header first and shows the answer later, so it canno
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smcache._core import Key, check_key
 from smcache.errors import SecretValueError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from smcache.cache import SecretCache
     from smcache.secret import Secret
 
-UNAUTHORIZED = 401  # asks for other credentials; 403 does not (RFC 9110, 15.5.2 and 15.5.4)
+_UNAUTHORIZED = 401  # asks for other credentials; 403 does not (RFC 9110, 15.5.2 and 15.5.4)
 _TOO_MANY_REQUESTS = 429
 _SERVER_ERRORS = 500  # and above
 
@@ -55,6 +55,11 @@ def _line(secret: Secret, value: Value, header: str) -> str | None:
 def _says_nothing(status: int) -> bool:
     """Tell whether a status may come from somebody who has not looked at the credential."""
     return status == _TOO_MANY_REQUESTS or status >= _SERVER_ERRORS
+
+
+def is_unauthorized(response: Any) -> bool:
+    """Tell whether a response of either library asks for other credentials."""
+    return bool(response.status_code == _UNAUTHORIZED)
 
 
 class Attempts:

@@ -10,7 +10,7 @@ from smcache._core import Key, check_key
 from smcache.aio import AsyncSecretCache
 from smcache.cache import SecretCache
 from smcache.errors import InvalidArgument
-from smcache.integrations._http import UNAUTHORIZED, AsyncAttempts, Attempts, header_value
+from smcache.integrations._http import AsyncAttempts, Attempts, header_value, is_unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
@@ -28,8 +28,9 @@ class SecretAuth(httpx.Auth):
 
     A request that is answered with 401 is sent again with another version of the secret, once for each that there
     is, as `retry_on_auth_error` does it: AWSCURRENT as AWS has it now, then the AWSPENDING of a rotation under way.
-    What the server takes, later requests start from. A key that is simply wrong costs one request, not two. A
-    request whose body is a stream is not sent again: its 401 is returned, and the next request has the other version.
+    What the server takes, later requests start from; 429 and 5xx say nothing of that. A key that is simply
+    wrong costs one request, not two. A request whose body is a stream is not sent again: its 401 is returned at once,
+    and the next request has the other version.
 
     When `follow_redirects` leads to another host, httpx takes off the header Authorization and keeps all others
     (https://github.com/encode/httpx, `Client._redirect_headers`): with a header of your own, do not follow them.
@@ -40,6 +41,9 @@ class SecretAuth(httpx.Auth):
         value: The key of the JSON secret that holds it, or a function that makes the header's whole value from a
             `Secret`. Without it, the whole string of the secret.
         header: The header's name. In `Authorization`, what no function made is preceded by `Bearer`.
+        auth_result: Tells whether a response, its body not yet read, means that the credential was rejected; by
+            default, whether its status is 401. For an API that answers 403:
+            `lambda response: response.status_code in {401, 403}`.
 
     Raises:
         InvalidArgument: The id is none that AWS could accept; or when used: the cache is of the other kind.
@@ -54,12 +58,14 @@ class SecretAuth(httpx.Auth):
         value: str | Callable[[Secret], str] | None = None,
         *,
         header: str = "Authorization",
+        auth_result: Callable[[httpx.Response], bool] = is_unauthorized,
     ) -> None:
         check_key(Key(secret_id))
         self._cache = cache
         self._secret_id = secret_id
         self._value = value
         self._header = header
+        self._auth_result = auth_result
 
     def sync_auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Send a request for `httpx.Client`."""
@@ -72,7 +78,7 @@ class SecretAuth(httpx.Auth):
             response = yield request
             if not self._was_asked(response):
                 return
-            if response.status_code != UNAUTHORIZED:
+            if not self._auth_result(response):
                 attempts.ended(response.status_code)
                 return
             secret = attempts.refused(repeatable=_can_be_repeated(request))
@@ -88,7 +94,7 @@ class SecretAuth(httpx.Auth):
             response = yield request
             if not self._was_asked(response):
                 return
-            if response.status_code != UNAUTHORIZED:
+            if not self._auth_result(response):
                 attempts.ended(response.status_code)
                 return
             secret = await attempts.refused(repeatable=_can_be_repeated(request))

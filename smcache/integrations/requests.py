@@ -12,7 +12,7 @@ from requests.sessions import SessionRedirectMixin
 from requests.utils import rewind_body
 
 from smcache._core import Key, check_key
-from smcache.integrations._http import UNAUTHORIZED, Attempts, header_value
+from smcache.integrations._http import Attempts, header_value, is_unauthorized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,10 @@ class SecretAuth(AuthBase):
 
     A request that is answered with 401 is sent again with another version of the secret, once for each that there
     is, as `retry_on_auth_error` does it: AWSCURRENT as AWS has it now, then the AWSPENDING of a rotation under way.
-    What the server takes, later requests start from. A key that is simply wrong costs one request, not two. A
-    request whose body cannot be read twice is not sent again: its 401 is returned, and the next request has the
-    other version. A redirect to another host does not get the header, whatever its name.
+    What the server takes, later requests start from; 429 and 5xx say nothing of that. A key that is simply
+    wrong costs one request, not two. A request whose body cannot be read twice is not sent again: its 401 is returned
+    at once, and the next request has the other version. A redirect to another host does not get the header, whatever
+    its name.
 
     Args:
         cache: Where the secret comes from.
@@ -43,6 +44,8 @@ class SecretAuth(AuthBase):
         value: The key of the JSON secret that holds it, or a function that makes the header's whole value from a
             `Secret`. Without it, the whole string of the secret.
         header: The header's name. In `Authorization`, what no function made is preceded by `Bearer`.
+        auth_result: Tells whether a response means that the credential was rejected; by default, whether its status
+            is 401. For an API that answers 403: `lambda response: response.status_code in {401, 403}`.
 
     Raises:
         InvalidArgument: The id is none that AWS could accept.
@@ -57,12 +60,14 @@ class SecretAuth(AuthBase):
         value: str | Callable[[Secret], str] | None = None,
         *,
         header: str = "Authorization",
+        auth_result: Callable[[Response], bool] = is_unauthorized,
     ) -> None:
         check_key(Key(secret_id))
         self._cache = cache
         self._secret_id = secret_id
         self._value = value
         self._header = header
+        self._auth_result = auth_result
 
     def __call__(self, r: PreparedRequest) -> PreparedRequest:
         """Put the secret into a request that is about to be sent."""
@@ -81,7 +86,7 @@ class SecretAuth(AuthBase):
                 request.headers.pop(self._header, None)
             return response
         secret = attempts.secret or attempts.start()  # it has ended when a prepared request is sent once more
-        while response.status_code == UNAUTHORIZED:
+        while self._auth_result(response):
             repeatable = _rewound(request)
             if request.headers.get(self._header) == self._line(secret):
                 other = attempts.refused(repeatable=repeatable)
