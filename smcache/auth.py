@@ -294,7 +294,8 @@ def _odbc(error: BaseException) -> Judgement:
     numbers = {int(digits) for digits in _regex(r"\((\d{4,5})\)").findall(text)}
     if 4060 in numbers:  # noqa: PLR2004 - SQL Server: no such database, whatever it says next
         return False
-    return next((found for number, found in (_MYSQL | _SQL_SERVER).items() if number in numbers), None)
+    known = (found for number, found in (_MYSQL | _SQL_SERVER).items() if number in numbers)
+    return next(known, None) or _vendor_words(error)
 
 
 _RDS_PROXY: Final = "The (?:password that was provided|IAM authentication failed) for the role "
@@ -386,16 +387,19 @@ _BY_PACKAGE: Final = {
     for packages, _ in _TABLE
     for package in packages.split()
 }
+_WEB_SERVERS: Final = (
+    "starlette fastapi werkzeug rest_framework sanic litestar falcon connexion ninja bottle pyramid blacksheep"
+)
 # Believed only after what they wrap: they keep the SQLSTATE and drop the severity.
 _WRAPPERS: Final[Mapping[str, tuple[Rule, ...]]] = {
     "sqlalchemy": (_sqlstate,),
     # Nor is a 401 of these about the secret: what servers tell their clients, and AWS us.
-    **dict.fromkeys(("starlette", "fastapi", "werkzeug", "rest_framework", "botocore", "smcache"), ()),
+    **dict.fromkeys((*_WEB_SERVERS.split(), "botocore", "smcache"), ()),
 }
 
 # Packages that nothing above names: numbers need words that go with them, words alone must be the server's.
 _UNKNOWN_NUMBERS: Final = (
-    (_MYSQL, r"(?i)access denied|account is (?:locked|blocked)|password has expired|must reset your password"),
+    (_MYSQL, "(?i)access denied|(?:account|user) is (?:locked|blocked)|password has expired|must reset your password"),
     (_SQL_SERVER, "(?i)login failed"),
     (_CLICKHOUSE, "DB::Exception"),
     (_codes("18"), "(?i)authentication ?failed"),
@@ -403,6 +407,7 @@ _UNKNOWN_NUMBERS: Final = (
 )
 _vendor_words: Final = _words(
     (r"Access denied for user '.*' \(using password: (?:YES|NO)\)", "rejected"),
+    ("User is blocked because of too many credential errors", "account"),  # MariaDB
     (r"\A(?:WRONGPASS|NOAUTH) ", "rejected"),
     (r"\A(?![\s\S]*ORA-02063)[\s\S]*\bORA-010(?:17|05): ", "rejected"),
     (r"\bORA-2800[01]: ", "account"),

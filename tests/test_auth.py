@@ -281,6 +281,7 @@ def test_postgresql_in_its_languages(severity: str, message: str, expected: str 
 # --------------------------------------------------------------------- what the page says and no record shows
 
 NO = "Access denied for user 'app'@'h' (using password: YES)"
+BLOCKED = "User is blocked because of too many credential errors; unblock with 'ALTER USER / FLUSH PRIVILEGES'"
 LOGIN = "Login failed for user 'app'."
 
 CASES: list[tuple[str, BaseException, str | None]] = [
@@ -354,6 +355,17 @@ CASES: list[tuple[str, BaseException, str | None]] = [
         None,
     ),
     ("maria odbc", make("pyodbc.E", "28000", f"[28000] [ma]{NO} (1045) (SQLDriverConnect)"), "rejected"),
+    (
+        "oracle odbc",
+        make("pyodbc.E", "28000", "[28000] [Oracle][ODBC][Ora]ORA-01017: logon denied (1017) (SQLDriverConnect)"),
+        "rejected",
+    ),
+    (
+        "oracle odbc locked",
+        make("pyodbc.E", "HY000", "[HY000] [Oracle][ODBC][Ora]ORA-28000: locked (28000) (SQLDriverConnect)"),
+        "account",
+    ),
+    ("oracle odbc query", make("pyodbc.E", "28000", "[28000] ORA-01017: x (1017) (SQLExecDirectW)"), None),
     # MongoDB, ClickHouse, Redis, Cassandra.
     ("atlas", make("pymongo.errors.OperationFailure", "bad auth : x", code=8000), "rejected"),
     ("atlas other", make("pymongo.errors.OperationFailure", "user is over quota", code=8000), None),
@@ -467,6 +479,9 @@ CASES: list[tuple[str, BaseException, str | None]] = [
     ("1045 words", make("shop.OrderNotFound", 1045, "order 1045 is unknown"), None),
     ("1044", make("newmy.Error", 1044, "Access denied for user 'app'@'h' to database 'x'"), None),
     ("1862", make("newmy.Error", 1862, "Your password has expired."), "account"),
+    ("4150", make("newmy.Error", 4150, BLOCKED), "account"),
+    ("4150 HY000", make("newmy.Error", BLOCKED, errno=4150, sqlstate="HY000"), "account"),
+    ("4150 words", make("newmy.Error", 4150, "order 4150 is unknown"), None),
     ("18456", make("newms.Error", (18456, LOGIN.encode())), "rejected"),
     ("18487", make("newms.Error", LOGIN, number=18487), "account"),
     ("18456 bytes", make("newms.Error", (18456, b"Login failed.")), "rejected"),
@@ -492,6 +507,7 @@ CASES: list[tuple[str, BaseException, str | None]] = [
     ("words detail", make("psqlpy.Error", "could not connect\nDETAIL:  " + PG + REFUSED), None),
     ("words quoted", make("psqlpy.Error", REFUSED), None),
     ("words mysql", make("odd.Error", "ERROR 1045 (28000): " + NO), "rejected"),
+    ("words mariadb", make("odd.Error", "ERROR 4150 (HY000): " + BLOCKED), "account"),
     ("words mysql db", make("odd.Error", "Access denied for user 'app'@'h' to database 'x'"), None),
     ("words redis", make("glide.RequestError", "WRONGPASS invalid username-password pair"), "rejected"),
     ("words redis perm", make("glide.RequestError", "NOPERM this user has no permissions"), None),
@@ -555,7 +571,12 @@ ROWS: list[tuple[str, Callable[[str], BaseException], str | None]] = [
         None,
     ),
     (
-        "starlette fastapi werkzeug rest_framework botocore smcache",
+        "starlette fastapi werkzeug rest_framework sanic litestar falcon connexion ninja bottle pyramid blacksheep",
+        lambda package: make(f"{package}.Error", "x", status_code=401),
+        None,
+    ),
+    (
+        "botocore smcache",
         lambda package: make(f"{package}.Error", "x", status_code=401),
         None,
     ),
