@@ -9,10 +9,11 @@ https://docs.aws.amazon.com/secretsmanager/latest/userguide/reference_secret_jso
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from smcache.errors import SecretValueError
+from smcache.errors import InvalidArgument, SecretValueError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,15 +75,20 @@ def url(
     """Build the URL; see ``Secret.url``."""
     fields = secret.json()
     scheme, default_port = _scheme(secret.name, _text(fields, "engine") if engine is None else engine)
-    host = _text(fields, "host") if host is None else host
-    port = (_port(fields) or default_port) if port is None else port
+    place = _written(_text(fields, "host") if host is None else host)
+    if place is None:
+        wrong = SecretValueError if host is None else InvalidArgument
+        raise wrong("'host' is neither a name nor an address", secret_id=secret.name, hint="a port goes into 'port'")
+    number = (_port(fields) or default_port) if port is None else _port_number(port)
+    if number is None:
+        raise InvalidArgument("'port' is no port number", secret_id=secret.name)
     dbname = (_optional_text(fields, "dbname") or "") if dbname is None else dbname
     name = quote(dbname, safe="")
     if scheme == "oracle" and name:
         name = f"?service_name={name}"  # a bare name would be a SID; AWS's rotation connects to host:port/dbname
     return (
         f"{scheme}{f'+{driver}' if driver else ''}://{_login(fields, scheme)}"
-        f"@{_bracketed(host)}:{port}{f'/{name}' if name else ''}"
+        f"@{place}:{number}{f'/{name}' if name else ''}"
     )
 
 
@@ -101,9 +107,15 @@ def _scheme(secret_id: str, engine: str) -> tuple[str, int]:
     return known
 
 
-def _bracketed(host: str) -> str:
-    # A % before the zone of a link-local address is %25 in a URL (RFC 6874); a socket's directory is %2Ftmp.
-    return f"[{quote(host, safe=':')}]" if ":" in host else quote(host, safe="")
+def _written(host: str) -> str | None:
+    """Return how a URL has the host, or None if it is none."""
+    if ":" not in host or host.startswith("/"):
+        return quote(host, safe="")  # a socket's directory is %2Ftmp
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return None
+    return f"[{quote(host, safe=':')}]"  # a % before the zone of a link-local address is %25 (RFC 6874)
 
 
 def _text(fields: SecretFields, key: str) -> str:

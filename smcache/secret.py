@@ -126,7 +126,8 @@ class Secret:
 
         Raises:
             NoSuchKey: A field is missing; the message names those the secret has.
-            SecretValueError: A field is of the wrong type, or the engine is not known.
+            SecretValueError: A field is of the wrong type, the engine is not known, or the host comes with a port.
+            InvalidArgument: The ``port`` given is no port number, or the ``host`` given comes with a port.
             NotJSON: The value is no JSON object.
             WrongKind: The secret is binary.
         """

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import make_url
 
-from smcache import NoSuchKey, NotJSON, Secret, SecretCacheError
+from smcache import InvalidArgument, NoSuchKey, NotJSON, Secret, SecretCacheError
 from smcache.errors import SecretValueError
 
 if TYPE_CHECKING:
@@ -93,10 +93,18 @@ def test_a_secret_that_rds_manages_has_the_rest_from_keywords() -> None:
 
 @pytest.mark.parametrize(
     ("host", "written"),
-    [("::1", "[::1]"), ("fe80::1%eth0", "[fe80::1%25eth0]"), ("/run/pg", "%2Frun%2Fpg"), ("10.0.0.1", "10.0.0.1")],
+    [
+        ("::1", "[::1]"),
+        ("fe80::1%eth0", "[fe80::1%25eth0]"),
+        ("2001:db8::192.0.2.1", "[2001:db8::192.0.2.1]"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("/run/pg", "%2Frun%2Fpg"),
+        ("/run/a:b", "%2Frun%2Fa%3Ab"),
+    ],
 )
 def test_ipv6_stands_in_brackets_and_a_sockets_directory_is_encoded(host: str, written: str) -> None:
     assert secret_of({**FIELDS, "host": host}).url() == f"postgresql://app:pw@{written}:5433/d"
+    assert secret_of(FIELDS).url(host=host) == f"postgresql://app:pw@{written}:5433/d"
 
 
 def test_a_redis_without_users_has_a_password_alone() -> None:
@@ -131,6 +139,21 @@ def test_a_field_of_no_use_is_named_and_its_value_is_not(field: str, value: Any,
     assert "canary" not in str(caught.value)
     assert "12345678" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("host", ["h:5432", "10.0.0.1:5432", "[::1]", "[::1]:5432", "h1:5432,h2:5432", "::1::"])
+def test_a_host_with_a_port_and_one_that_is_in_brackets_already_are_refused(host: str) -> None:
+    with pytest.raises(SecretValueError, match=r"'host' is neither a name nor an address.*'port'") as caught:
+        secret_of({**FIELDS, "host": host}).url()
+    assert caught.value.__context__ is None
+    with pytest.raises(InvalidArgument, match="'host' is neither a name nor an address"):
+        secret_of(FIELDS).url(host=host)
+
+
+@pytest.mark.parametrize("port", ["abc", "", 0, -1, 65536, True, 5432.0, "5432/d"])
+def test_a_port_that_is_none_is_refused(port: Any) -> None:
+    with pytest.raises(InvalidArgument, match="'prod/db': 'port' is no port number"):
+        secret_of(FIELDS).url(port=port)
 
 
 def test_a_secret_that_is_no_json_says_so() -> None:
