@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
-from smcache._core import AWSCURRENT, AWSPENDING
+from smcache._core import AWSCURRENT, AWSPENDING, Key
 from smcache.errors import AccessDenied, DecryptionFailed, Unavailable
 from smcache.events import AuthFailed, AuthRecovered
 
@@ -248,30 +248,30 @@ class Recovery:
 
     # --- what came of it ----------------------------------------------------------------------------------
 
-    def accepted(self, call: Call, secret: Secret, current: Secret | None, now: float) -> bool:
-        """Take in that the server took a version; return whether it now serves in AWSCURRENT's place."""
+    def accepted(self, call: Call, secret: Secret, current: Secret | None, now: float) -> None:
+        """Take in that the server took a version; an AWSPENDING then serves in AWSCURRENT's place."""
         if call.tried:
             self._metrics.auth_recoveries += 1
             self._core.events.append(AuthRecovered(call.secret_id, secret.version_id))
         key = _case_key(call.first)
         case = self._cases.get(key)
         if case is None:
-            return False
+            return
         doubt = case.inquiries.get(secret.version_id)
         if doubt is not None and doubt.refused_at > call.tried_at:
-            return False  # a login begun before the rejection does not disprove it
+            return  # a login begun before the rejection does not disprove it
         if current is None or secret.version_id == current.version_id:
             del self._cases[key]
             if doubt is not None and doubt.forgive(now, self._config.auth_cooldown):
                 self._cases[key] = Case({secret.version_id: doubt})
-            return False
+            return
         for version_id in call.tried & case.inquiries.keys():
             case.inquiries[version_id].superseded = True
         if call.inquiry is None or not call.inquiry.offered(secret.version_id):
-            return False
+            return
         case.inquiries.pop(secret.version_id, None)
         case.accepted, case.accepted_over = secret, current.version_id
-        return True
+        self._core.expect_change(Key(call.secret_id), now + self._config.rotation_window)
 
     def rejected(self, call: Call, secret: Secret, verdict: Verdict, now: float) -> None:
         """Take in that the server refused a version."""

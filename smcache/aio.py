@@ -396,8 +396,8 @@ class AsyncSecretCache:
             step = None
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
-        if self._recovery.accepted(call, secret, self._core.peek(key), self._clock()):
-            self._core.expect_change(key, self._clock() + self._config.rotation_window)
+        """Take in that the server took a version."""
+        self._recovery.accepted(call, secret, self._core.peek(key), self._clock())
         self._tell()
 
     async def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:

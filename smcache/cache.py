@@ -419,9 +419,9 @@ class SecretCache:
             step = None
 
     def _accepted(self, call: Call, key: Key, secret: Secret) -> None:
+        """Take in that the server took a version."""
         with self._lock:
-            if self._recovery.accepted(call, secret, self._core.peek(key), self._clock()):
-                self._core.expect_change(key, self._clock() + self._config.rotation_window)
+            self._recovery.accepted(call, secret, self._core.peek(key), self._clock())
         self._tell()
 
     def _find_out(self, call: Call, key: Key, step: Ask | Wait) -> None:
