@@ -125,6 +125,8 @@ def _text(fields: SecretFields, key: str) -> str:
         )
     if not fields[key]:
         raise SecretValueError(f"its {key!r} is empty", secret_id=fields.secret_id)
+    if re.search("[\ud800-\udfff]", fields[key]):  # JSON allows it; the error of encoding it would show the value
+        raise SecretValueError(f"its {key!r} holds half a character (a lone surrogate)", secret_id=fields.secret_id)
     return str(fields[key])
 
 

@@ -124,6 +124,7 @@ def test_a_missing_field_is_named_with_those_that_are_there(key: str) -> None:
         ("engine", "canary-engine", "no URL is known for its engine.*one of postgres, .*redis"),
         ("password", 12345678, "'password' is no string, but int"),
         ("password", "", "'password' is empty"),
+        ("password", "canary\ud800", "'password' holds half a character"),
         ("host", ["canary-host"], "'host' is no string, but tuple"),
         ("port", "canary-port", "'port' is no port number"),
         ("port", 65536, "'port' is no port number"),
