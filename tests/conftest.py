@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import threading
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.config import Config
 
-from smcache import AsyncSecretCache, CacheConfig, SecretCache
+from smcache import AsyncSecretCache, CacheConfig, SecretCache, _recovery
 from smcache.testing import postgres, secrets_manager
 
 if TYPE_CHECKING:
@@ -104,6 +105,15 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+@pytest.fixture
+def aws_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long AWS takes on this machine, AWSCURRENT is not asked for once more: for API calls counted exactly.
+
+    Caches that live by ``clock`` need it not.
+    """
+    monkeypatch.setattr(_recovery, "QUICK", math.inf)
 
 
 class LoopThread:

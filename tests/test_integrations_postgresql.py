@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from smcache import Secret
     from smcache.testing import PostgreSQL, SecretsManager
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("aws_is_quick")]
 
 NAME = "prod/db"
 WHO = "select current_user, pg_backend_pid()"
