@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import asyncpg
 import django
 import django.conf
+import oracledb
 import psycopg
 import psycopg_pool
 import pytest
@@ -578,6 +579,64 @@ class TestSQLAlchemy:
         with pytest.raises(ConnectionRefusedError):
             engine.connect()
         assert connected.call_args.kwargs.items() >= names.items()
+
+    @pytest.mark.parametrize(
+        ("url", "connect_args", "given"),
+        [
+            ("mssql+pymssql://", {}, {"host": "h:7", "database": "d"}),
+            ("mssql+pymssql://:8", {}, {"host": "h:8", "database": "d"}),
+            ("mssql+pymssql://proxy/other", {}, {"host": "proxy", "database": "other"}),
+            ("mssql+pymssql://", {"host": "proxy"}, {"host": "proxy", "database": "d"}),
+            ("mssql+pymssql://", {"server": "proxy", "database": "other"}, {"server": "proxy", "database": "other"}),
+            (
+                "mssql+pymssql://?charset=ascii",
+                {"port": "9", "charset": "x"},
+                {"host": "h", "port": "9", "charset": "x"},
+            ),
+            ("oracle+oracledb://", {}, {"dsn": oracledb.makedsn("h", 7, service_name="d")}),
+            ("oracle+oracledb://tns_name", {}, {"dsn": "tns_name"}),
+            ("oracle+oracledb://", {"dsn": "proxy/other"}, {"dsn": "proxy/other"}),
+            (
+                "oracle+oracledb://",
+                {"host": "proxy", "service_name": "other"},
+                {"host": "proxy", "service_name": "other"},
+            ),
+        ],
+    )
+    def test_a_driver_that_takes_no_host_by_itself_gets_it_as_its_dialect_has_it(
+        self, database: Database, cache: SecretCache, url: str, connect_args: dict[str, Any], given: dict[str, Any]
+    ) -> None:
+        database.put(username="app", password="pw", host="h", port="7", dbname="d")
+        engine = sqlalchemy.create_engine(url, connect_args=connect_args)
+        connected = Mock(side_effect=ConnectionRefusedError)
+        engine.dialect.connect = connected  # type: ignore[method-assign]
+        use_secret(engine, cache, NAME)
+        with pytest.raises(ConnectionRefusedError):
+            engine.connect()
+        place = {"database": "d"} if url.startswith("mssql") else {}
+        assert connected.call_args.kwargs == {"user": "app", "password": "pw", **place, **given}
+
+    @pytest.mark.parametrize(
+        ("driver", "missing"), [("mssql+pymssql", "host"), ("oracle+oracledb", "host"), ("oracle+oracledb", "dbname")]
+    )
+    def test_such_a_driver_does_not_look_for_a_server_that_nobody_names(
+        self, database: Database, cache: SecretCache, driver: str, missing: str
+    ) -> None:
+        fields = {"username": "app", "password": "pw", "host": "h", "dbname": "d"}
+        database.put(**{name: value for name, value in fields.items() if name != missing})
+        engine = sqlalchemy.create_engine(f"{driver}://")
+        use_secret(engine, cache, NAME)
+        with pytest.raises(NoSuchKey, match=f"no key '{missing}'"):
+            engine.connect()
+
+    def test_a_creator_of_the_callers_is_refused(self, cache: SecretCache, async_cache: AsyncSecretCache) -> None:
+        async def connect() -> Any:
+            raise NotImplementedError
+
+        with pytest.raises(InvalidArgument, match="made with creator="):
+            use_secret(sqlalchemy.create_engine("postgresql+psycopg://", creator=psycopg.connect), cache, NAME)
+        with pytest.raises(InvalidArgument, match="made with creator="):
+            use_secret(create_async_engine("postgresql+asyncpg://", async_creator=connect), async_cache, NAME)
 
     def test_a_driver_that_takes_no_password_by_name_is_refused(self, cache: SecretCache) -> None:
         engine = sqlalchemy.create_engine(
