@@ -257,6 +257,20 @@ class TestAPasswordThatIsWrong:
             store.command("PING")
         assert store.rejected() == 1
 
+    def test_costs_one_login_too_where_the_client_is_told_anew_how_to_retry(self, store: Store, library: str) -> None:
+        store.command("PING")
+        retry = retries(library, 10)
+        store.client.set_retry(retry)
+        assert retry == retries(library, 10), "it may serve others, and is left as it is"
+        assert "call_with_retry" not in vars(retry)
+        store.server.create_user(store.user, "not in the secret")
+        with store.server.admin() as admin:
+            admin.execute_command("CLIENT", "KILL", "USER", store.user)
+        for _ in range(2):
+            with pytest.raises(AuthenticationError):
+                store.command("PING")
+        assert store.rejected() == 2
+
     def test_put_right_is_accepted_and_nothing_else_had_to_be_done(self, store: Store) -> None:
         store.server.create_user(store.user, "second")
         with pytest.raises(AuthenticationError):

@@ -13,7 +13,8 @@
     API keys and tokens in requests                     smcache.integrations.requests
 
 Those of databases log in with ``username`` and ``password`` of the secret. ``host``, ``port`` and ``dbname`` come
-from the secret where the pool itself is told nothing, so that a proxy or a read replica can be named.
+from the secret where the pool itself is told nothing, so that a proxy or a read replica can be named; a pool of Redis
+has them from its own arguments alone.
 
 Connections that are open stay open when a password changes, so none has to be closed. Each module says how to
 retire them all the same.

@@ -8,10 +8,14 @@ command that finds its connection closed reconnects without it.
 It also ends what redis-py makes of a rejection: its AuthenticationError is a ConnectionError, which `redis.Redis()`
 repeats ten times with pauses (measured with redis-py 8.1: 11 logins and 3.8 seconds for each command). It is
 written for redis-py 8.1 and later.
+
+Of Redis Cluster, `redis.RedisCluster.from_url(url, connection_class=...)` works. `redis.asyncio.RedisCluster` does not:
+it has connections of its own, and discards the class without a word.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -40,15 +44,18 @@ def connection_class(cache: SecretCache | AsyncSecretCache, secret_id: str, base
 
     Each new connection logs in with the current credential, in the fields `username` (optional) and `password`. A
     rejected one is replaced as `retry_on_auth_error` does it, by the AWSPENDING of a rotation under way if need be,
-    and the command goes on. Connections that are open stay logged in; Redis does not ask again.
+    and the command goes on. Connections that are open stay logged in; Redis does not ask again. Host and port
+    are the pool's; those of the secret are not looked at.
 
     A password that is simply wrong raises redis-py's AuthenticationError after one login for each command.
 
     Args:
         cache: A `SecretCache` for pools of `redis`, an `AsyncSecretCache` for pools of `redis.asyncio`.
         secret_id: The secret's name or ARN.
-        base: The class to build on: `redis.SSLConnection`, `redis.UnixDomainSocketConnection` or those of
-            `redis.asyncio`; by default, the plain `Connection`.
+        base: The class to build on; by default, the plain `Connection`. TLS takes `redis.SSLConnection`, a socket
+            `redis.UnixDomainSocketConnection`, or those of `redis.asyncio`, also where a URL says `rediss://` or
+            `unix://`: `redis.Redis.from_url` would connect WITHOUT TLS with a class that is built on another.
+            `redis.asyncio` uses no class but its own for such URLs: give its pool `host` or `path` by name.
 
     Raises:
         InvalidArgument: The id is none that AWS could accept, or base is of the other kind than the cache.
@@ -73,9 +80,7 @@ _ASYNC = redis.asyncio.connection.AbstractConnection
 
 def _sync_class(cache: SecretCache, secret_id: str, base: type[Any]) -> type[Any]:
     class SecretConnection(base):  # type: ignore[misc] # of a class known only when it runs
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.retry.call_with_retry = _unless_rejected(self, self.retry.call_with_retry)
+        retry = _guarded(_unless_rejected)
 
         def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
             if not self.is_connected:
@@ -91,9 +96,7 @@ def _sync_class(cache: SecretCache, secret_id: str, base: type[Any]) -> type[Any
 
 def _async_class(cache: AsyncSecretCache, secret_id: str, base: type[Any]) -> type[Any]:
     class SecretConnection(base):  # type: ignore[misc] # of a class known only when it runs
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.retry.call_with_retry = _async_unless_rejected(self, self.retry.call_with_retry)
+        retry = _guarded(_async_unless_rejected)
 
         async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
             if not self.is_connected:
@@ -109,6 +112,17 @@ def _async_class(cache: AsyncSecretCache, secret_id: str, base: type[Any]) -> ty
 
 def _provider(secret: Secret) -> UsernamePasswordCredentialProvider:
     return UsernamePasswordCredentialProvider(secret.json().get("username"), secret["password"])
+
+
+def _guarded(unless_rejected: Callable[[Any, Callable[..., Any]], Callable[..., Any]]) -> property:
+    """Make a connection's `retry`, which is set when it is made and again by `set_retry` of its client or pool."""
+
+    def set_copy(connection: Any, retry: Any) -> None:
+        guarded = copy.copy(retry)  # the pool gives the same to all of its connections
+        guarded.call_with_retry = unless_rejected(connection, guarded.call_with_retry)
+        vars(connection)["retry"] = guarded
+
+    return property(lambda connection: vars(connection)["retry"], set_copy)
 
 
 class _Rejected(Exception):
