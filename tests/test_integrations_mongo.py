@@ -286,6 +286,73 @@ class TestTheClientThatIsReplaced:
         assert store.mongo._clients._lent == {}
         assert store.checkout() == store.user
 
+    def test_goes_on_where_the_new_password_is_wrong_which_is_tried_once(self, store: Store) -> None:
+        store.checkout()
+        store.aws.put(NAME, store.server.secret(store.user, "a typo"))
+        store.cache.refresh(NAME)
+        assert [store.checkout() for _ in range(3)] == [store.user] * 3
+        assert store.rejected() == 1
+        assert store.api_calls() == 2
+        store.server.create_user(store.user, "second")
+        store.aws.put(NAME, store.server.secret(store.user, "second"))
+        store.cache.refresh(NAME)
+        assert store.checkout() == store.user
+        assert store.rejected() == 1
+        assert len(store.mongo._clients._lent) == 1
+
+    def test_is_refused_in_the_end_and_a_rotation_is_found_all_the_same(self, store: Store) -> None:
+        store.checkout()
+        store.aws.put(NAME, store.server.secret(store.user, "a typo"))
+        store.cache.refresh(NAME)
+        store.checkout()
+        store.rotate(lambda _: store.checkout())
+        assert store.checkout() == store.user
+        assert store.rejected() == 3, "the old password once, and the typo beside that and beside AWSPENDING"
+
+    @pytest.mark.parametrize("kind", ["threads"])  # what blocks would block the loop
+    def test_serves_others_until_the_new_version_has_logged_in(self, store: Store) -> None:
+        login, leave = threading.Event(), threading.Event()
+
+        class Listener(CommandListener):
+            def started(self, event: Any) -> None:
+                if event.command_name == "ping":
+                    login.set()
+                    assert leave.wait(30)
+
+            def succeeded(self, event: Any) -> None:
+                pass
+
+            def failed(self, event: Any) -> None:
+                pass
+
+        leave.set()
+        store.close()
+        store.mongo = store.client(event_listeners=[Listener()])
+        store.run(who)
+        login.clear()
+        leave.clear()
+        store.rotate(strategy="alternating-users")
+        store.cache.refresh(NAME)
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(name_in(store.run(who))))
+        thread.start()
+        assert login.wait(30)
+        assert name_in(store.run(who)) == store.user
+        leave.set()
+        thread.join(30)
+        assert [*answers, name_in(store.run(who))] == [f"{store.user}_clone"] * 2
+
+    @pytest.mark.parametrize("kind", ["threads"])  # AsyncMongoClient may leave a socket open here, and a warning of it
+    def test_hides_no_server_of_the_new_version_that_is_down(self, store: Store) -> None:
+        store.close()
+        store.mongo = store.client(serverSelectionTimeoutMS=50)
+        store.run(who)
+        store.aws.put(NAME, {**store.server.secret(store.user, CANARY), "port": 1})
+        store.cache.refresh(NAME)
+        for _ in range(2):
+            with pytest.raises(ServerSelectionTimeoutError):
+                store.run(who)
+
 
 class TestAPasswordThatIsWrong:
     def test_costs_one_login_for_each_operation_and_api_calls_stay_constant(self, store: Store) -> None:

@@ -50,8 +50,10 @@ _ALL = {**_WHO, "host": "host", "port": "port", "dbname": "authSource"}
 class RotatingClient:
     """A MongoClient that is replaced by one with another version of a secret when its login is rejected.
 
-    It connects on the first `run`. When AWSCURRENT has moved, the next `run` gets a client with the new version; the
-    old one is closed when the last operation that uses it ends. Make one in each process, as with MongoClient.
+    It connects on the first `run`. When AWSCURRENT has moved, the next `run` logs in with the new version; when that
+    has succeeded, the old client is closed as the last operation that uses it ends. A new version that the server
+    rejects, stored with a typo perhaps, is tried once, and the old client goes on for as long as it is accepted. Make
+    one in each process, as with MongoClient.
 
     Args:
         cache: Where the secret comes from.
@@ -88,14 +90,10 @@ class RotatingClient:
         secret without username, password or host.
         """
         failure: Exception | None = None
-        ready = self._ready()
-        if ready:
-            call, secret = Call(self._key.secret_id, ready.secret), ready.secret
-        else:
-            call, secret = self._cache._first(self._key)
+        call, lent = self._first()
+        ready = lent.over is not None
         try:
             while True:
-                lent = ready or self._clients.borrow(secret)
                 try:
                     if not ready:
                         self._log_in(lent, call)
@@ -107,10 +105,17 @@ class RotatingClient:
                     failure = error
                 finally:
                     self._close(self._clients.give_back(lent))
-                other = self._cache._next(call, self._key, secret, verdict)
+                refused = lent.secret
+                instead = None if ready else self._clients.borrow_instead(refused, call.tried)
+                ready = instead is not None
+                if instead is not None:
+                    self._cache._refused(call, refused, verdict)
+                    lent = instead
+                    continue
+                other = self._cache._next(call, self._key, refused, verdict)
                 if other is None:
                     raise failure
-                ready, secret = None, other
+                lent = self._clients.borrow(other)
         finally:
             failure = None  # its traceback refers to this frame: a cycle otherwise
 
@@ -124,14 +129,17 @@ class RotatingClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ready(self) -> _Lent[MongoClient[Any]] | None:
-        if self._clients.logged_in is None:
-            return None
-        try:
-            current = self._cache.get(self._key.secret_id)
-        except SecretCacheError:  # connections that are open do not depend on AWS
-            current = None
-        return self._clients.borrow_logged_in(current)
+    def _first(self) -> tuple[Call, _Lent[MongoClient[Any]]]:
+        if self._clients.logged_in is not None:
+            try:
+                current = self._cache.get(self._key.secret_id)
+            except SecretCacheError:  # connections that are open do not depend on AWS
+                current = None
+            lent = self._clients.borrow_logged_in(current)
+            if lent is not None:
+                return Call(self._key.secret_id, lent.secret), lent
+        call, secret = self._cache._first(self._key)
+        return call, self._clients.borrow(secret)
 
     def _log_in(self, lent: _Lent[MongoClient[Any]], call: Call) -> None:
         # Of any server: one that is down is the operation's concern.
@@ -163,14 +171,10 @@ class AsyncRotatingClient:
     ) -> Result:
         """Await `operation(client, *args, **kwargs)`; otherwise as `RotatingClient.run`."""
         failure: Exception | None = None
-        ready = await self._ready()
-        if ready:
-            call, secret = Call(self._key.secret_id, ready.secret), ready.secret
-        else:
-            call, secret = await self._cache._first(self._key)
+        call, lent = await self._first()
+        ready = lent.over is not None
         try:
             while True:
-                lent = ready or self._clients.borrow(secret)
                 try:
                     if not ready:
                         await self._log_in(lent, call)
@@ -182,10 +186,17 @@ class AsyncRotatingClient:
                     failure = error
                 finally:
                     await self._close(self._clients.give_back(lent))
-                other = await self._cache._next(call, self._key, secret, verdict)
+                refused = lent.secret
+                instead = None if ready else self._clients.borrow_instead(refused, call.tried)
+                ready = instead is not None
+                if instead is not None:
+                    self._cache._refused(call, refused, verdict)
+                    lent = instead
+                    continue
+                other = await self._cache._next(call, self._key, refused, verdict)
                 if other is None:
                     raise failure
-                ready, secret = None, other
+                lent = self._clients.borrow(other)
         finally:
             failure = None  # its traceback refers to this frame: a cycle otherwise
 
@@ -199,14 +210,17 @@ class AsyncRotatingClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _ready(self) -> _Lent[AsyncMongoClient[Any]] | None:
-        if self._clients.logged_in is None:
-            return None
-        try:
-            current = await self._cache.get(self._key.secret_id)
-        except SecretCacheError:  # connections that are open do not depend on AWS
-            current = None
-        return self._clients.borrow_logged_in(current)
+    async def _first(self) -> tuple[Call, _Lent[AsyncMongoClient[Any]]]:
+        if self._clients.logged_in is not None:
+            try:
+                current = await self._cache.get(self._key.secret_id)
+            except SecretCacheError:  # connections that are open do not depend on AWS
+                current = None
+            lent = self._clients.borrow_logged_in(current)
+            if lent is not None:
+                return Call(self._key.secret_id, lent.secret), lent
+        call, secret = await self._cache._first(self._key)
+        return call, self._clients.borrow(secret)
 
     async def _log_in(self, lent: _Lent[AsyncMongoClient[Any]], call: Call) -> None:
         # Of any server: one that is down is the operation's concern.
@@ -247,7 +261,7 @@ class _Lent(Generic[Client]):
         listeners = [*options.get("event_listeners", ()), self._logins]
         self.client = make(**{**_arguments(secret, options), "event_listeners": listeners})
         self.secret = secret
-        self.over = secret.version_id  # what AWSCURRENT was when it logged in, perhaps with AWSPENDING
+        self.over: str | None = None  # once it has logged in: the AWSCURRENT that it serves in place of, or is
         self.users = 0
 
     def verdict(self, error: PyMongoError) -> auth.Verdict | None:
@@ -269,20 +283,33 @@ class _Clients(Generic[Client]):
     def borrow(self, secret: Secret) -> _Lent[Client]:
         """Lend the client of a version, made if need be: that many ask for it at once makes one client."""
         with self._lock:
-            lent = self._lent.get(secret.version_id)
-            if lent is None:
-                lent = self._lent[secret.version_id] = _Lent(self._make, secret, self._options)
-            lent.users += 1
-            return lent
+            return self._borrow(secret)
 
     def borrow_logged_in(self, current: Secret | None) -> _Lent[Client] | None:
-        """Lend the client that has logged in, unless AWSCURRENT has moved since."""
+        """Lend the client that has logged in; to the first who finds that AWSCURRENT has moved, one for that."""
         with self._lock:
             lent = self.logged_in
-            if lent is None or (current and current.version_id not in (lent.secret.version_id, lent.over)):
+            if lent is None:
                 return None
-            lent.users += 1
-            return lent
+            if current is None or current.version_id == lent.over or current.version_id in self._lent:
+                return self._borrow(lent.secret)
+            return self._borrow(current)
+
+    def borrow_instead(self, refused: Secret, tried: set[str]) -> _Lent[Client] | None:
+        """Lend the client that has logged in, if it is untried, and go on doing so in place of a refused AWSCURRENT."""
+        with self._lock:
+            lent = self.logged_in
+            if lent is None or lent.secret.version_id in (refused.version_id, *tried):
+                return None
+            lent.over = refused.version_id
+            return self._borrow(lent.secret)
+
+    def _borrow(self, secret: Secret) -> _Lent[Client]:
+        lent = self._lent.get(secret.version_id)
+        if lent is None:
+            lent = self._lent[secret.version_id] = _Lent(self._make, secret, self._options)
+        lent.users += 1
+        return lent
 
     def has_logged_in(self, lent: _Lent[Client], current: Secret) -> list[Client]:
         """Make a client the one to lend."""
