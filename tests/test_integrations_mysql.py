@@ -564,3 +564,14 @@ class TestDjango:
             assert cursor.fetchone() == (database.user, "only_a_test")
         connection.close()
         connection.creation._destroy_test_db(name, verbosity=0)
+
+
+@pytest.mark.parametrize("kind", ["mysql", "postgresql"])
+def test_djangos_test_runner_makes_a_database_for_each_secret_but_one_for_each_host_that_is_named(kind: str) -> None:
+    def signature(secret_id: str, host: str = "") -> Any:
+        engine = f"smcache.integrations.django.{kind}"
+        settings = {"ENGINE": engine, "HOST": host, "OPTIONS": {"secret_id": secret_id}, "TEST": {"NAME": "test"}}
+        return ConnectionHandler({"default": settings})["default"].creation.test_db_signature()
+
+    assert signature("one") == signature("one") != signature("another")
+    assert signature("one", "h") == signature("another", "h") != signature("one", "g")

@@ -13,8 +13,9 @@ mysqlclient, or PyMySQL in its place: ``pymysql.install_as_MySQLdb()`` stands at
 
 All databases share one ``SecretCache``, made when the first connects; ``use_cache`` gives them another. To retire
 connections after a rotation as well, set ``CONN_MAX_AGE``: Django closes a thread's connection in that thread only.
-Tests need ``TEST: {"NAME": ...}`` where the settings have no ``NAME``, since Django makes one of the other; and
-``dbshell``, which reads nothing but settings, does not know the secret.
+Tests need ``TEST: {"NAME": ...}`` where the settings have no ``NAME``, since Django makes one of the other. Where they
+have no ``HOST`` either, each secret counts as a server of its own: of two for the same, one alias is the other's
+``TEST: {"MIRROR": ...}``. And ``dbshell``, which reads nothing but settings, does not know the secret.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.creation import BaseDatabaseCreation
 
 from smcache.integrations.django import cache
 
@@ -60,3 +61,12 @@ class SecretLogin(BaseDatabaseWrapper):
     def login(self, secret: Secret, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return what to lay over the driver's parameters."""
         raise NotImplementedError
+
+
+class SecretCreation(BaseDatabaseCreation):
+    """The part of a ``DatabaseCreation`` that knows of the secret; it stands before Django's own."""
+
+    def test_db_signature(self) -> tuple[str, ...]:
+        """Return what tells one test database from another: the secret as well, where it says where the server is."""
+        secret_id = "" if self.connection.settings_dict["HOST"] else self.connection.secret_id
+        return (*super().test_db_signature(), secret_id)

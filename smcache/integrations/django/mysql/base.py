@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.db.backends.mysql import base
+from django.db.backends.mysql import base, creation
 
 from smcache.integrations import _mysql
-from smcache.integrations.django._backend import SecretLogin
+from smcache.integrations.django._backend import SecretCreation, SecretLogin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["DatabaseWrapper"]
 
 
+class DatabaseCreation(SecretCreation, creation.DatabaseCreation):
+    """What makes the databases of tests."""
+
+
 class DatabaseWrapper(SecretLogin, base.DatabaseWrapper):
     """A database of ``settings.DATABASES`` whose ``OPTIONS["secret_id"]`` names a secret.
 
@@ -24,6 +28,7 @@ class DatabaseWrapper(SecretLogin, base.DatabaseWrapper):
         ImproperlyConfigured: It names none.
     """
 
+    creation_class = DatabaseCreation
     options_with_name = frozenset({"database", "db", "read_default_file"})
 
     def login(self, secret: Secret, params: Mapping[str, Any]) -> dict[str, Any]:

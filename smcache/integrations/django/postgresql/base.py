@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from django.db.backends.postgresql import base
+from django.db.backends.postgresql import base, creation
 
 from smcache import _url
 from smcache.integrations.django import cache
-from smcache.integrations.django._backend import SecretLogin
+from smcache.integrations.django._backend import SecretCreation, SecretLogin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["DatabaseWrapper"]
 
 
+class DatabaseCreation(SecretCreation, creation.DatabaseCreation):
+    """What makes the databases of tests."""
+
+
 class DatabaseWrapper(SecretLogin, base.DatabaseWrapper):
     """A database of ``settings.DATABASES`` whose ``OPTIONS["secret_id"]`` names a secret.
 
@@ -25,6 +29,7 @@ class DatabaseWrapper(SecretLogin, base.DatabaseWrapper):
         ImproperlyConfigured: It names none.
     """
 
+    creation_class = DatabaseCreation
     options_with_name = frozenset({"service"})
 
     @property
