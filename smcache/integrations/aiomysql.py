@@ -43,7 +43,9 @@ async def create_pool(
     """Return an ``aiomysql.Pool`` that opens its connections with `connector`.
 
     Whoever acquires a connection sees no error of a login that was rejected, as long as another version is accepted.
-    The pool opens one connection at a time, so that a rotation costs it one rejected login.
+    The pool opens one connection at a time, under its lock, so that a rotation costs it one rejected login. One that
+    waits for a rotation to end, where AWSPENDING may not be read, keeps all others waiting who acquire, for up to
+    ``rotation_window``: give the cache one that they can bear, ``CacheConfig(rotation_window=10)`` say.
 
     Args:
         cache: An AsyncSecretCache.
