@@ -1,7 +1,7 @@
-"""An asyncpg pool that survives rotations: it opens connections with the coroutine function given as `connect=`.
+"""An asyncpg pool that survives rotations: what it is given as `connect=` logs in with the secret.
 
-The decorated one takes what the pool passes on, and the login from the secret. When a rotation has been seen, the
-pool replaces its old connections as they come free. Settings: SECRET_ID, and AWS_* as usual.
+When a rotation has been seen, the pool replaces its old connections as they come free. Settings: SECRET_ID, and AWS_*
+as usual.
 """
 
 import asyncio
@@ -12,31 +12,18 @@ from typing import Any
 
 import asyncpg
 
-from smcache import AsyncSecretCache, Secret
+from smcache import AsyncSecretCache
+from smcache.integrations.asyncpg import connector
 
 SECRET_ID = os.environ["SECRET_ID"]
 
 cache = AsyncSecretCache()
 
 
-@cache.retry_on_auth_error(SECRET_ID)
-async def connect(secret: Secret, /, dsn: str | None = None, **options: Any) -> asyncpg.Connection:
-    """Open a connection with the login of the secret; the options are those of asyncpg.connect."""
-    return await asyncpg.connect(
-        dsn,
-        host=secret["host"],
-        port=secret["port"],
-        user=secret["username"],
-        password=secret["password"],
-        database=secret["dbname"],
-        **options,
-    )
-
-
 @asynccontextmanager
 async def open_pool(**options: Any) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool; the options are those of asyncpg.create_pool."""
-    async with asyncpg.create_pool(connect=connect, **options) as pool:
+    async with asyncpg.create_pool(connect=connector(cache, SECRET_ID), **options) as pool:
         stop = cache.on_rotation(SECRET_ID, lambda _old, _new: pool.expire_connections())
         try:
             yield pool
