@@ -222,6 +222,7 @@ class Refusal(NamedTuple):
     """An error that is remembered, and what the listeners know since AWS last gave the value."""
 
     error: SecretCacheError
+    flight_number: int
     until: float
     denied: bool  # that AWS says no
     told: bool  # that there is trouble, which Recovered ends
@@ -335,11 +336,14 @@ class Core(Generic[Waiter]):
             return Refresh(flight, entry.secret)
         return Serve(entry.secret)
 
-    def ask(self, key: Key, now: float, since: int, until: float | None = None) -> Serve | Lead | Join:
+    def ask(self, key: Key, now: float, since: int, until: float | None = None) -> Serve | Refuse | Lead | Join:
         """Decide how to learn what AWS says after flight number ``since``, whatever is cached or remembered."""
         entry = self._table.get(key)
         if entry is not None and entry.flight_number > since:
             return Serve(entry.secret)
+        refusal = self._refusals.get(key)
+        if refusal is not None and refusal.flight_number > since:  # the question was decided on before it was known
+            return Refuse(refusal.error)
         # One that left too early is waited for all the same: those who come meanwhile then share the next.
         return self._fetch(key, now, now + self.config.fetch_timeout if until is None else until, needed=True)
 
@@ -501,7 +505,7 @@ class Core(Generic[Waiter]):
         self._fetched(flight, now, code=error.code)
         entry = self._table.get(key)
         if entry is None:
-            self._refuse(key, error, now)
+            self._refuse(flight, error, now)
         elif entry.flight_number > flight.number:
             return  # a newer answer is in place
         elif now < self._stale_until(entry) and _leaves_value_alone(error, flight):
@@ -516,18 +520,19 @@ class Core(Generic[Waiter]):
             entry.deadline = entry.retry_at = entry.fresh_until
         else:
             self._drop(entry)
-            self._refuse(key, error, now, denied=entry.denied, told=self._is_told(entry))
+            self._refuse(flight, error, now, denied=entry.denied, told=self._is_told(entry))
 
     def _refuse(
-        self, key: Key, error: SecretCacheError, now: float, *, denied: bool = False, told: bool = False
+        self, flight: Flight[Waiter], error: SecretCacheError, now: float, *, denied: bool = False, told: bool = False
     ) -> None:
         """Remember an error for those who ask soon."""
+        key = flight.key
         before = self._refusals.get(key)
         if before is not None:
             denied, told = before.denied, before.told
         told |= self._tell_denied(key, error, denied)
         denied |= isinstance(error, DeniedError)
-        self._refusals[key] = Refusal(error, now + self.config.negative_ttl, denied, told)
+        self._refusals[key] = Refusal(error, flight.number, now + self.config.negative_ttl, denied, told)
 
     def _tell_denied(self, key: Key, error: SecretCacheError, denied: bool) -> bool:  # noqa: FBT001 - a state
         """Tell the listeners that AWS says no, if they do not know; return whether they were told.

@@ -510,6 +510,15 @@ def test_the_failure_of_a_flight_that_left_too_early_is_not_the_answer() -> None
     assert isinstance(cache.settle(early, 1, 10, since), Lead)
 
 
+def test_ask_is_answered_by_what_failed_late_enough() -> None:
+    """Of many whose logins were rejected, those who come to ask when AWSPENDING is known to be none ask no more."""
+    cache = core()
+    since = cache.departed
+    fail(cache, SecretNotFound("none"))
+    assert isinstance(refused(cache.ask(DB, 0, since)), SecretNotFound)
+    assert isinstance(cache.ask(DB, 0, cache.departed), Lead)
+
+
 def test_ask_raises_what_aws_says_even_with_a_fresh_value_at_hand() -> None:
     cache = core()
     load(cache)
