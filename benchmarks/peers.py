@@ -107,8 +107,9 @@ class Entry:
 
 def floor(names: list[str]) -> Read:
     """Return the least that a cache with a TTL can do: one look-up in a dictionary, one comparison with the clock."""
-    table = {name: Entry("", float("inf")) for name in names}
     clock = time.monotonic
+    # As in any cache, each has a value and a deadline of its own.
+    table = {name: Entry(f"value of {name}", clock() + TTL * 1000) for name in names}
 
     def read(name: str) -> str:
         entry = table[name]

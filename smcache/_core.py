@@ -34,7 +34,7 @@ from smcache.metrics import Tally
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from smcache.config import CacheConfig
     from smcache.metrics import Metrics
@@ -90,7 +90,17 @@ def check_key(key: Key) -> Key:
     return key
 
 
-class Entry:
+class Hit:
+    """What a hit reads of an entry, side by side in memory: slots are laid out class by class, and then by name."""
+
+    __slots__ = ("counter", "deadline", "secret")
+
+    counter: Iterator[int]
+    deadline: float
+    secret: Secret
+
+
+class Entry(Hit):
     """One cached value and its times.
 
     Until ``deadline`` a read takes ``secret``, calls ``count`` and needs no decision. A reader takes no lock,
@@ -100,8 +110,6 @@ class Entry:
     __slots__ = (
         "__weakref__",
         "confirmed_at",
-        "counter",
-        "deadline",
         "denied",
         "failures",
         "flight_number",
@@ -110,7 +118,6 @@ class Entry:
         "key",
         "retry_at",
         "rotated_at",
-        "secret",
     )
 
     def __init__(self, key: Key, secret: Secret) -> None:

@@ -144,7 +144,8 @@ class AsyncSecretCache:
         except (KeyError, TypeError):  # TypeError: an id that cannot be hashed, to be refused below
             pass
         else:
-            if self._clock() < entry.deadline:
+            clock = self._clock  # called by itself: Python 3.11 is slow with an attribute that is no method
+            if clock() < entry.deadline:
                 next(entry.counter)
                 return entry.secret
         return await self._read(check_key(Key(secret_id, stage, version_id)))
