@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import peers
 from report import Case, Goal, bars, ratios
-from sampling import at_once, awaiting, in_turns, statement
+from sampling import at_once, awaiting, in_processes, in_turns, statement
 
 from smcache import AsyncSecretCache, CacheConfig, Secret, SecretCache
 from smcache.sources import Answer
@@ -20,22 +20,14 @@ NAME = "prod/db"
 FLOOR = "floor: one look-up, one comparison"
 GET = "smcache get"
 LONG = peers.TTL * 1000  # nothing expires meanwhile
+PROCESSES = 10
 
 
 def one_thread(*, quick: bool) -> Case:
     """Compare all contenders, each read as its users write it."""
     note = "boto3 asks the test server, which is nearer than AWS and slower."
     case = Case("hit, one thread", note=note, file="hit.svg", draw=bars)
-    with secrets_manager() as aws, SecretCache(aws.client()) as cache:
-        aws.create(NAME, {"username": "app", "password": "p"})
-        measure = {
-            FLOOR: statement("read(name)", read=peers.floor([NAME]), name=NAME),
-            GET: warm(cache.get),
-            "smcache get_string": warm(cache.get_string),
-            'smcache get_json(...)["password"]': warm(cache.get_json, 'read(name)["password"]'),
-            **{name: warm(make(aws.client(), LONG)) for name, make in peers.ALL.items() if name != peers.SMCACHE},
-        }
-        taken = in_turns(measure, 5 if quick else 100)
+    taken = in_processes(_one_thread, 5 if quick else 10, 1 if quick else PROCESSES)
     case.add(taken)
     ours = taken[GET]
     case.goals = [
@@ -50,6 +42,19 @@ def one_thread(*, quick: bool) -> Case:
     return case
 
 
+def _one_thread(rounds: int) -> dict[str, list[float]]:
+    with secrets_manager() as aws, SecretCache(aws.client()) as cache:
+        aws.create(NAME, {"username": "app", "password": "p"})
+        measure = {
+            FLOOR: statement("read(name)", read=peers.floor([NAME]), name=NAME),
+            GET: warm(cache.get),
+            "smcache get_string": warm(cache.get_string),
+            'smcache get_json(...)["password"]': warm(cache.get_json, 'read(name)["password"]'),
+            **{name: warm(make(aws.client(), LONG)) for name, make in peers.ALL.items() if name != peers.SMCACHE},
+        }
+        return in_turns(measure, rounds)
+
+
 def warm(read: Callable[[str], Any], code: str = "read(name)") -> Callable[[], float]:
     """Read once, so that all others are hits; return what measures them."""
     read(NAME)
@@ -59,6 +64,13 @@ def warm(read: Callable[[str], Any], code: str = "read(name)") -> Callable[[], f
 def asynchronous(*, quick: bool) -> Case:
     """Compare an awaited hit with the floor."""
     case = Case("hit, async")
+    taken = in_processes(_asynchronous, 5 if quick else 10, 1 if quick else PROCESSES)
+    case.add(taken)
+    case.goals = [Goal("≤ 2.5 x the floor", ratios(taken["smcache await get"], taken[FLOOR]), most=2.5)]
+    return case
+
+
+def _asynchronous(rounds: int) -> dict[str, list[float]]:
     loop = asyncio.new_event_loop()
     cache = AsyncSecretCache(source=AsyncSource())
     loop.run_until_complete(cache.get(NAME))
@@ -66,12 +78,10 @@ def asynchronous(*, quick: bool) -> Case:
         FLOOR: statement("read(name)", read=peers.floor([NAME]), name=NAME),
         "smcache await get": awaiting(cache.get, NAME, loop),
     }
-    taken = in_turns(measure, 5 if quick else 100)
+    taken = in_turns(measure, rounds)
     loop.run_until_complete(cache.close())
     loop.close()
-    case.add(taken)
-    case.goals = [Goal("≤ 2.5 x the floor", ratios(taken["smcache await get"], taken[FLOOR]), most=2.5)]
-    return case
+    return taken
 
 
 def threads(*, quick: bool) -> Case:
@@ -111,6 +121,17 @@ def shared(read: Callable[[str], Any], reads: int, count: int) -> Callable[[], f
 def table_size(*, quick: bool) -> Case:
     """Compare tables of 1, 1,000 and 10,000 secrets."""
     case = Case("hit with 1, 1,000, 10,000 secrets", note="Each read is of another secret than the one before.")
+    taken = in_processes(_table_size, 5, 1 if quick else PROCESSES)
+    case.add(taken)
+    for more in ("1,000", "10,000"):
+        growth = ratios(taken[f"smcache get, {more}"], taken["smcache get, 1"])
+        floors = ratios(taken[f"floor, {more}"], taken["floor, 1"])
+        title = f"with {more} as fast as with 1: grows no more than a dictionary"
+        case.goals.append(Goal(title, ratios(growth, floors), most=1.1))
+    return case
+
+
+def _table_size(rounds: int) -> dict[str, list[float]]:
     measure = {}
     for size in (1, 1_000, 10_000):
         names = [f"prod/db-{number}" for number in range(size)] * (10_000 // size)
@@ -120,14 +141,7 @@ def table_size(*, quick: bool) -> Case:
             cache.get(name)
         for title, read in ((f"smcache get, {size:,}", cache.get), (f"floor, {size:,}", floor)):
             measure[title] = statement("for name in names: read(name)", read=read, names=names)
-    taken = {name: [each / 10_000 for each in values] for name, values in in_turns(measure, 5 if quick else 20).items()}
-    case.add(taken)
-    for more in ("1,000", "10,000"):
-        growth = ratios(taken[f"smcache get, {more}"], taken["smcache get, 1"])
-        floors = ratios(taken[f"floor, {more}"], taken["floor, 1"])
-        title = f"with {more} as fast as with 1: grows no more than a dictionary"
-        case.goals.append(Goal(title, ratios(growth, floors), most=1.1))
-    return case
+    return {name: [each / 10_000 for each in values] for name, values in in_turns(measure, rounds).items()}
 
 
 def secret(name: str) -> Secret:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import timeit
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 SHORTEST = 0.002  # seconds of one sample: far above the clock's resolution, far below a rival's time slice
+
+
+def in_processes(take: Callable[[int], dict[str, list[float]]], rounds: int, processes: int) -> dict[str, list[float]]:
+    """Let several processes take samples, one after the other; return those of all.
+
+    Where objects lie in memory, and what strings hash to, differs from process to process, and with it the
+    nanoseconds that a read takes.
+    """
+    samples: dict[str, list[float]] = {}
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for taken in pool.imap(take, [rounds] * processes):
+            for name, values in taken.items():
+                samples.setdefault(name, []).extend(values)
+    return samples
 
 
 def in_turns(measure: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:

@@ -606,7 +606,7 @@ class Core(Generic[Waiter]):
                 entry.deadline = entry.fresh_until = min(entry.fresh_until, now)
                 entry.failures = 0
                 entry.retry_at = NEVER
-        self.forget_errors()
+        self._refusals.clear()
 
     def leave_flights(self) -> list[Flight[Waiter]]:
         """Give up all flights, and return them: what they bring no longer counts."""
@@ -614,10 +614,6 @@ class Core(Generic[Waiter]):
         for flight in flights:
             self._forget(flight)
         return flights
-
-    def forget_errors(self) -> None:
-        """Forget the errors that are remembered: the next reader asks."""
-        self._refusals.clear()
 
     def expect_change(self, key: Key, by: float) -> None:
         """Have the value refreshed at ``by`` at the latest: it is known to change soon."""

@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import os
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -489,7 +490,6 @@ class AsyncSecretCache:
         self._fetching.clear()
         self._telling.clear()
         self._core.leave_flights()
-        self._core.forget_errors()  # that loop's end has cancelled fetches
         self._listeners.stopped()  # the task that delivered, if any, has ended with its loop
         for source in self._sources:
             source.leave_loop()
@@ -534,8 +534,11 @@ class AsyncSecretCache:
             secret = await self._retrying(flight, lambda: self._fetch(flight))
         except SecretCacheError as error:
             self._failed(flight, error)
-        except BaseException as error:  # it was cancelled, with its loop or by the source
-            self._failed(flight, source_raised(error, flight.key.secret_id))
+        except BaseException as error:
+            if _is_cancelled():  # by closing, or with its loop
+                self._gave_up([flight])
+            else:  # SystemExit, say, or a cancellation of the source's own
+                self._failed(flight, source_raised(error, flight.key.secret_id))
             raise
         else:
             self._landed(flight, secret)
@@ -713,6 +716,12 @@ class AsyncSecretCache:
         except BaseException:  # the task was cancelled, say
             self._listeners.stopped()
             raise
+
+
+def _is_cancelled() -> bool:
+    """Tell whether somebody has cancelled the current task; before Python 3.11 none says so, and any may have been."""
+    task = asyncio.current_task()
+    return sys.version_info < (3, 11) or (task is not None and task.cancelling() > 0)
 
 
 def _wake(flight: Flight[Done]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from smcache import _url
@@ -219,7 +220,8 @@ def _parse_object(text: str) -> SecretFields | str:
 
 def _read_only(value: Any) -> Any:
     if isinstance(value, dict):
-        fields = SecretFields((key, _read_only(item)) for key, item in value.items())
+        # Interned, as the names in programs are: found by identity, and shared by all secrets.
+        fields = SecretFields((sys.intern(key), _read_only(item)) for key, item in value.items())
         fields.secret_id = ""
         return fields
     if isinstance(value, list):
