@@ -674,7 +674,7 @@ class TestDeadlines:
             run = self._from_threads if kind == "threads" else self._from_tasks
             outcomes = run(kind, trouble)
             if begin is not never_accepts:
-                assert trouble.reached.is_set()
+                assert trouble.reached.wait(30)
         finally:
             trouble.release()
         assert len(outcomes) == 7
